@@ -1,0 +1,34 @@
+"""physml: differentiable statistical physics for machine learning, in JAX.
+
+The rooms, from the ground up:
+
+- `physml.core`: status codes, step-indexed noise, fixed points, quadrature, the float64 rule
+- `physml.nn`, `physml.metrics`, `physml.data`: small networks, distances and diagnostics, data sets
+- `physml.integrate`, `physml.train`: time; one train step and loop
+- `physml.matching`: probability paths, matching losses and samplers
+- `physml.recipes`: one file per paper, run by `physml run NAME`
+
+A room is imported when it is first named, so `import physml` costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_ROOMS = ("core", "data", "integrate", "matching", "metrics", "nn", "recipes", "train")
+
+if TYPE_CHECKING:
+    from physml import core, data, integrate, matching, metrics, nn, recipes, train
+
+__all__ = ["core", "data", "integrate", "matching", "metrics", "nn", "recipes", "train"]
+
+
+def __getattr__(name: str):
+    if name in _ROOMS:
+        return importlib.import_module(f"physml.{name}")
+    raise AttributeError(f"physml has no room {name!r}; the rooms are {', '.join(_ROOMS)}")
+
+
+def __dir__():
+    return sorted([*globals(), *_ROOMS])

@@ -1,0 +1,85 @@
+"""What can only be known at run time is a status in the result, and `.check()` raises it outside jit."""
+
+from enum import IntEnum
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+
+class Code(IntEnum):
+    """Outcome of a run. Codes above `precision_limited` are failures."""
+
+    ok = 0
+    precision_limited = 1
+    diverged = 2
+    not_converged = 3
+    stagnated = 4
+    max_steps = 5
+    overflow = 6
+    nonfinite_weights = 7
+
+
+_REASON = {
+    Code.diverged: "the state is no longer finite",
+    Code.not_converged: "the residual is above the tolerance after the last step",
+    Code.stagnated: "the residual stopped falling above the tolerance",
+    Code.max_steps: "the adaptive solver used up its steps",
+    Code.overflow: "a buffer of fixed capacity overflowed",
+    Code.nonfinite_weights: "some log-weights are not finite",
+}
+
+
+class Failure(RuntimeError):
+    """Raised by `.check()`: what failed, how often and where."""
+
+
+class Status(eqx.Module):
+    """Outcome `code` (a `Code`) and the `step` it refers to, one entry per independent run.
+
+    Arrays, so a status passes through jit, vmap and scan; nothing is raised before `.check()`.
+    `precision_limited` counts as success: the requested tolerance was below what the dtype resolves.
+    """
+
+    code: Int[Array, "*batch"]
+    step: Int[Array, "*batch"]
+
+    @property
+    def ok(self) -> Array:
+        """True where the run succeeded."""
+        return self.code <= Code.precision_limited
+
+    def check(self, what: str = "run", where: Any = None) -> "Status":
+        """Raise `Failure` if any run failed; return self otherwise.
+
+        `what` names the computation, `where` turns a step into a phrase (default `step k`). Not for use
+        inside jit, where the code is not known yet.
+        """
+        if isinstance(self.code, jax.core.Tracer):
+            raise ValueError("check() reads numbers: call it outside jit, on the result")
+        codes, steps = np.atleast_1d(self.code), np.atleast_1d(self.step)
+        bad = np.argwhere(codes > Code.precision_limited)
+        if len(bad) == 0:
+            return self
+        first = tuple(bad[np.argmin(steps[tuple(bad.T)])])
+        code, step = Code(int(codes[first])), int(steps[first])
+        count = "" if codes.size == 1 else f"{len(bad)} of {codes.size} runs failed; the first, run {first[0]}: "
+        place = where(step) if where is not None else f"step {step}"
+        raise Failure(f"{what}: {count}{code.name} at {place}: {_REASON[code]}")
+
+    def __repr__(self) -> str:
+        if isinstance(self.code, jax.core.Tracer):
+            return "Status(traced)"
+        codes = np.asarray(self.code)
+        if codes.ndim == 0:
+            return f"Status({Code(int(codes)).name}, step={int(self.step)})"
+        names = {Code(int(c)).name: int(n) for c, n in zip(*np.unique(codes, return_counts=True), strict=True)}
+        return f"Status({names})"
+
+
+def status(code: Any = Code.ok, step: Any = 0) -> Status:
+    """A `Status` of int32 arrays."""
+    return Status(jnp.asarray(code, jnp.int32), jnp.asarray(step, jnp.int32))
