@@ -4,10 +4,11 @@ from enum import IntEnum
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
+
+from physml.core.types import is_traced
 
 
 class Code(IntEnum):
@@ -58,7 +59,7 @@ class Status(eqx.Module):
         `what` names the computation, `where` turns a step into a phrase (default `step k`). Not for use
         inside jit, where the code is not known yet.
         """
-        if isinstance(self.code, jax.core.Tracer):
+        if is_traced(self.code):
             raise ValueError("check() reads numbers: call it outside jit, on the result")
         codes, steps = np.atleast_1d(self.code), np.atleast_1d(self.step)
         bad = np.argwhere(codes > Code.precision_limited)
@@ -71,7 +72,7 @@ class Status(eqx.Module):
         raise Failure(f"{what}: {count}{code.name} at {place}: {_REASON[code]}")
 
     def __repr__(self) -> str:
-        if isinstance(self.code, jax.core.Tracer):
+        if is_traced(self.code):
             return "Status(traced)"
         codes = np.asarray(self.code)
         if codes.ndim == 0:
