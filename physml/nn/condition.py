@@ -1,0 +1,126 @@
+"""What a field knows besides its state: features of the time and of the condition `args`."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from physml.core.types import Scalar
+
+
+def time_features(
+    t: Scalar, pairs: int = 8, *, low: Scalar = 1.0, high: Scalar = 100.0, dtype: Any = None
+) -> Float[Array, " size"]:
+    r"""The time and its Fourier features at geometrically spaced frequencies.
+
+    $$\phi(t) = \bigl(t,\ \sin\omega_1 t, \dots, \sin\omega_p t,\ \cos\omega_1 t, \dots, \cos\omega_p t\bigr),
+    \qquad \omega_j = \omega_\text{low}\,(\omega_\text{high}/\omega_\text{low})^{(j-1)/(p-1)}$$
+
+    The defaults suit $t \in [0, 1]$: the slowest wave is monotone there, and the fastest keeps
+    $|\partial_t\phi|$ small enough to differentiate the field in time.
+
+    **Arguments.** `t`: a number, or a vector of k times (features are concatenated). `pairs`: p >= 0; 0
+    leaves the raw time. `low`, `high`: angular frequencies (1/time). `dtype`: of the result; by default
+    that of t. **Returns** (k (1 + 2p),). **Errors.** ValueError for negative `pairs` or a t with two axes.
+    **See** Tancik et al. (2020), "Fourier features let networks learn high frequency functions".
+
+    ```python
+    time_features(0.25, pairs=2)  # (5,)
+    ```
+    """
+    if pairs < 0:
+        raise ValueError(f"pairs={pairs}: expected a number of frequencies >= 0; use 0 for the raw time")
+    if dtype is None:
+        dtype = jnp.result_type(t, float) if isinstance(t, int | float) else jnp.asarray(t).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            dtype = jnp.result_type(float)
+    t = jnp.asarray(t, dtype)
+    if t.ndim > 1:
+        raise ValueError(f"t has shape {t.shape}: expected a scalar or a vector of times; vmap over a batch")
+    t = jnp.atleast_1d(t)[:, None]
+    # On the host in double precision: the same constants whatever the dtype of the program.
+    exponent = np.linspace(0.0, 1.0, pairs) if pairs > 1 else np.zeros(pairs)
+    omega = jnp.asarray(low, dtype) * (jnp.asarray(high, dtype) / jnp.asarray(low, dtype)) ** jnp.asarray(
+        exponent, dtype
+    )
+    angle = t * omega[None, :]
+    return jnp.concatenate([t, jnp.sin(angle), jnp.cos(angle)], axis=1).reshape(-1)
+
+
+class Condition(eqx.Module):
+    r"""Features of (t, args) as one vector: $\bigl(\phi(t),\ \sqrt{K}\,e_\text{label}\bigr)$ or $(\phi(t),
+    \text{args})$.
+
+    It has no parameters: the dense layer that reads it holds the embedding, since a one-hot vector picks
+    one row of that layer's weights. The factor $\sqrt K$ gives every entry a mean square near one.
+
+    **Arguments.** `classes`: K, then `args` is an integer label in 0..K-1; the label -1 is the null
+    condition of classifier-free guidance (zero features) and any other label gives NaN. `cond_dim`: then
+    `args` is a vector of that length. Neither: `args` is ignored. `frequencies`: pairs of Fourier features
+    of the time, 0 for the raw time, None for a field that does not see the time. `times`: how many times t
+    holds (2 for an average velocity between two times).
+
+    **Calling** `condition(t, args, dtype)` returns `(condition.size,)`.
+    **Errors.** ValueError for `classes` together with `cond_dim`, or args of the wrong kind.
+    """
+
+    classes: int | None = eqx.field(static=True, default=None)
+    cond_dim: int | None = eqx.field(static=True, default=None)
+    frequencies: int | None = eqx.field(static=True, default=8)
+    times: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        if self.classes is not None and self.cond_dim is not None:
+            raise ValueError(
+                f"classes={self.classes} and cond_dim={self.cond_dim}: "
+                "args is either a label or a vector; give one of them"
+            )
+        for name in ("classes", "cond_dim", "times"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        if self.frequencies is not None and self.frequencies < 0:
+            raise ValueError(f"frequencies={self.frequencies}: expected >= 0, or None to ignore the time")
+
+    @property
+    def size(self) -> int:
+        """Length of the feature vector."""
+        time = 0 if self.frequencies is None else self.times * (1 + 2 * self.frequencies)
+        return time + (self.classes or 0) + (self.cond_dim or 0)
+
+    def __call__(self, t: Any, args: Any, dtype: Any) -> Float[Array, " size"]:
+        parts = [jnp.zeros(0, dtype)]
+        if self.frequencies is not None:
+            if np.size(t) != self.times:
+                raise ValueError(
+                    f"t has shape {np.shape(t)}: expected {self.times} time(s); set times= accordingly"
+                )
+            parts.append(time_features(t, self.frequencies, dtype=dtype))
+        if self.classes is not None:
+            parts.append(_one_hot(args, self.classes, dtype))
+        if self.cond_dim is not None:
+            if args is None or np.shape(args) != (self.cond_dim,):
+                shape = None if args is None else np.shape(args)
+                raise ValueError(
+                    f"args has shape {shape}: expected a vector of length cond_dim={self.cond_dim}"
+                )
+            parts.append(jnp.asarray(args, dtype))
+        return jnp.concatenate(parts)
+
+
+def _one_hot(label: Any, classes: int, dtype: Any) -> Array:
+    if label is None:
+        raise ValueError(f"args=None: expected a label in 0..{classes - 1}, or -1 for no condition")
+    label = jnp.asarray(label)
+    if label.ndim != 0 or not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(
+            f"args is {label.dtype} of shape {label.shape}: expected one integer label in 0..{classes - 1}; "
+            "vmap over a batch of labels"
+        )
+    hot = np.sqrt(classes).astype(dtype) * jax.nn.one_hot(label, classes, dtype=dtype)
+    # A wrong label must not pass as "no condition".
+    known = (label >= -1) & (label < classes)
+    return jnp.where(known, hot, jnp.full_like(hot, jnp.nan))
