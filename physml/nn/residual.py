@@ -24,7 +24,8 @@ def adaptive_layer_norm(
 
     **Arguments.** `h`: `(..., width)`, normalised over its last axis. `shift`, `scale`: b and s,
     `(width,)`. **Returns** an array like h. **See** Peebles and Xie (2023), "Scalable diffusion models with
-    transformers"."""
+    transformers".
+    """
     centred = h - jnp.mean(h, axis=-1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
     shape = (1,) * (h.ndim - 1) + (-1,)

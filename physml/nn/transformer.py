@@ -32,7 +32,8 @@ class Transformer(eqx.Module):
     **Calling** `trunk(t, h, args, mask)` with h `(tokens, width)` and mask `(tokens,)`, False for tokens
     nobody attends to; the last step is an adaptive layer norm. **Cost.** tokens^2 width + (4 + 2 expansion)
     tokens width^2 per block. **Errors.** ValueError for a wrong shape or range. **See** Peebles and Xie
-    (2023)."""
+    (2023).
+    """
 
     embedding: Float[Array, "features width"]
     embedding_bias: Float[Array, " width"]
