@@ -2,8 +2,7 @@
 
 `march` advances a state by `step(state, k, noise_k)` for k = first, ..., first + steps - 1 and records every
 `save_every`-th state. Noise comes from `draw(k)` and is drawn for a chunk of steps in one call: a CPU draws many
-small vectors at the price of one, and noise drawn beside its consumer would be fused into it, which costs the
-vector code. Because noise is indexed by step, chunks change no number.
+small vectors at the price of one. Because noise is indexed by step, chunks change no number.
 """
 
 import math
@@ -59,8 +58,8 @@ def march(
 ) -> tuple[PyTree, PyTree]:
     """Advance `state` by `steps` steps; return it and what `observe` sees after every `save_every`-th.
 
-    **Arguments.** `step(state, k, noise)`: one step. `draw(k)`: the noise of step k, `noise.halves` or any pytree
-    (None for a deterministic step). `first`: index of the first step, may be traced. `save_every`: must divide
+    **Arguments.** `step(state, k, noise)`: one step. `draw(k)`: the noise of step k, any pytree (None
+    for a deterministic step). `first`: index of the first step, may be traced. `save_every`: must divide
     `steps`. `chunk`: steps of noise drawn at once; by default from the size of one draw. `checkpoint`: recompute
     blocks of about sqrt(steps) steps in the backward pass instead of storing them.
 
@@ -82,7 +81,7 @@ def march(
 
         def one(state, i_noise):
             i, ahead = i_noise
-            state = step(state, k + i, noise.join(ahead))
+            state = step(state, k + i, ahead)
             return state, (observe(state) if record else None)
 
         return lax.scan(one, state, (jnp.arange(length, dtype=jnp.int32), ahead))

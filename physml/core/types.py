@@ -22,13 +22,4 @@ Key: TypeAlias = PRNGKeyArray
 def is_traced(tree: PyTree) -> bool:
     """Whether any array of `tree` has no value yet (inside jit, grad, vmap or scan)."""
 
-    def traced(leaf):
-        try:
-            np.asarray(leaf)
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-            return True
-        except TypeError:  # typed keys are arrays that numpy does not read
-            return False
-        return False
-
-    return any(traced(leaf) for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

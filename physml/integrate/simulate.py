@@ -143,7 +143,7 @@ def _march(dynamics, method, x0, ts, key, args, lanes, first, save_every, checkp
     if dynamics.noise is not None:
         one = jax.tree.map(lambda leaf: leaf[..., 0], x0) if batched else x0
         normals = (brownian_like(jax.eval_shape(dynamics.noise, ts[0], one, args), one),) * method.normals
-        draw = lambda k: noise.halves(key, k, normals, lanes)  # noqa: E731
+        draw = lambda k: noise.normal(key, k, normals, lanes)  # noqa: E731
     x, xs = march(step, x0, steps, draw=draw, first=first, save_every=save_every, checkpoint=checkpoint)
     if batched:
         x = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), x)
@@ -206,7 +206,7 @@ def _as_args(args):
 
 
 def _check_finite(x0):
-    if not is_traced(x0) and not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(x0)):
+    if not is_traced(x0) and not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(x0)):
         raise ValueError("x0 has entries that are not finite")
 
 
