@@ -8,7 +8,7 @@ from physml.train.fit import fit as fit
 from physml.train.mesh import data_parallel as data_parallel
 from physml.train.mesh import replicate as replicate
 from physml.train.report import History as History
-from physml.train.rows import draw_rows as draw_rows
+from physml.train.rows import row_indices as row_indices
 from physml.train.rows import shuffled as shuffled
 from physml.train.step import State as State
 from physml.train.step import init_state as init_state

@@ -6,6 +6,7 @@ continued exactly is refused with the reason, and nothing on disk is changed by 
 """
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -25,8 +26,7 @@ _FORMAT = 1
 
 
 class Checkpoint(NamedTuple):
-    """Where and how often `fit` saves: into the folder `path`, every `every` steps, keeping the newest
-    `keep`.
+    """Where and how often `fit` saves: the folder, every how many steps, how many of the newest to keep.
 
     A checkpoint is also written at the last step and at Ctrl-C. Needs `pip install 'physml[checkpoint]'`.
     """
@@ -41,8 +41,7 @@ class CheckpointError(Failure, ValueError):
 
 
 class Store:
-    """An open checkpoint folder. `about` is a dict of JSON values that a run and its continuation must
-    share."""
+    """An open checkpoint folder; `about` holds the JSON values that a run and its continuation must share."""
 
     def __init__(self, checkpoint: Checkpoint, about: dict):
         for name in ("every", "keep"):
@@ -52,7 +51,7 @@ class Store:
             import orbax.checkpoint as ocp
         except ImportError as error:
             raise ImportError("checkpoint= needs orbax: pip install 'physml[checkpoint]'") from error
-        self._ocp, self._about = ocp, about
+        self._ocp, self._about, self.every = ocp, about, checkpoint.every
         self.path = Path(checkpoint.path).absolute()
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError(f"{self.path} is a file: Checkpoint(path) names a folder")
@@ -77,7 +76,10 @@ class Store:
         trees = {"state": _filled(leaves), "history": _filled(rows)}
         save = self._ocp.args
         self._manager.save(
-            step, args=save.Composite(trees=save.StandardSave(trees), description=save.JsonSave(description))
+            step,
+            args=save.Composite(
+                trees=save.StandardSave(trees), description=save.JsonSave(_seal(description))
+            ),
         )
         self.latest = step
 
@@ -86,8 +88,8 @@ class Store:
         step, restore = self.latest, self._ocp.args
         folder = self.path / str(step)
         try:
-            found = self._manager.restore(step, args=restore.Composite(description=restore.JsonRestore()))
-            found = found["description"]
+            read = self._manager.restore(step, args=restore.Composite(description=restore.JsonRestore()))
+            found = _unseal(read["description"])
             about, state, history = found["about"], found["state"], found["history"]
             version = found["format"]
         except Exception as error:
@@ -95,29 +97,20 @@ class Store:
         if version != _FORMAT:
             raise CheckpointError(f"{folder} has format {version}, this version of physml reads {_FORMAT}")
         leaves = _named(like)
-        self._compare(
-            folder, about, state, {name: _describe(x, checksum=False) for name, x in leaves.items()}
-        )
-        trees = {
-            "state": {
-                n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in leaves.items()
-            },
-            "history": {n: np.zeros(d["shape"], jnp.dtype(d["dtype"])) for n, d in history.items()},
-        }
+        self._compare(folder, about, state, {n: _describe(x, checksum=False) for n, x in leaves.items()})
+        shaped = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in leaves.items()}
+        zeros = {n: np.zeros(d["shape"], jnp.dtype(d["dtype"])) for n, d in history.items()}
+        wanted = restore.StandardRestore({"state": _filled(shaped), "history": _filled(zeros)})
         try:
-            wanted = {name: _filled(tree) for name, tree in trees.items()}
-            read = self._manager.restore(step, args=restore.Composite(trees=restore.StandardRestore(wanted)))[
-                "trees"
-            ]
+            read = self._manager.restore(step, args=restore.Composite(trees=wanted))["trees"]
         except Exception as error:
             raise self._unreadable(folder, error) from error
-        empty = {n: jnp.zeros(x.shape, x.dtype) for n, x in leaves.items() if x.size == 0}
-        values, rows = {**empty, **read["state"]}, {**trees["history"], **read["history"]}
-        for name, described, value in [(n, state[n], values[n]) for n in state] + [
-            (n, history[n], rows[n]) for n in history
-        ]:
-            if "crc32" in described and _describe(value).get("crc32") != described["crc32"]:
-                raise self._unreadable(folder, f"the checksum of {name} is wrong")
+        values = {n: x for n, x in leaves.items() if x.size == 0} | read["state"]
+        rows = zeros | read["history"]
+        for described, arrays in ((state, values), (history, rows)):
+            for name, d in described.items():
+                if "crc32" in d and _describe(arrays[name]).get("crc32") != d["crc32"]:
+                    raise self._unreadable(folder, f"the checksum of {name} is wrong")
         return _unnamed(like, values), {name: np.array(x) for name, x in rows.items()}
 
     def close(self) -> None:
@@ -143,18 +136,17 @@ class Store:
             more = f" (and {len(other) - 5} more differences)" if len(other) > 5 else ""
             raise CheckpointError(
                 f"the checkpoint {folder} belongs to another run: {'; '.join(other[:5])}{more}. Call fit "
-                f"with the "
-                "arguments it was made with, or give Checkpoint another path. The files are left as they were"
+                "with the arguments it was made with, or give Checkpoint another path. The files are left as "
+                "they were"
             )
 
     def _unreadable(self, folder, error):
-        older = [s for s in self._manager.all_steps() if s < self.latest]
+        older = [s for s in self._manager.all_steps() if self.latest is not None and s < self.latest]
         then = f"resume from step {max(older)}" if older else "start again"
         reason = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else error
         return CheckpointError(
             f"the checkpoint {folder} cannot be read, it is damaged or incomplete ({reason[:300]}). Move "
-            f"that folder "
-            f"away to {then}, or give Checkpoint another path. The files are left as they were"
+            f"that folder away to {then}, or give Checkpoint another path. The files are left as they were"
         )
 
 
@@ -200,6 +192,16 @@ def _unnamed(like, leaves):
         return jax.random.wrap_key_data(value, impl=jax.random.key_impl(x)) if _is_key(x) else value
 
     return jax.tree_util.tree_map_with_path(place, like)
+
+
+def _seal(description):
+    return {"body": description, "crc32": zlib.crc32(json.dumps(description, sort_keys=True).encode())}
+
+
+def _unseal(sealed):
+    if _seal(sealed["body"]) != sealed:
+        raise ValueError("the checksum of the description is wrong")
+    return sealed["body"]
 
 
 def _filled(leaves):

@@ -16,7 +16,7 @@ from physml.core.types import Key, Scalar
 from physml.train.checkpoint import Checkpoint, CheckpointError, Store, describe_key, hold_interrupts
 from physml.train.mesh import replicate, row_shards
 from physml.train.report import Bar, History, Recorder
-from physml.train.rows import check_data, next_batch
+from physml.train.rows import check_data, index_table, next_batch
 from physml.train.step import State, init_state, train_step
 
 # One object, so that calls without an optimizer share a compiled program.
@@ -79,15 +79,16 @@ def fit(
     resume: bool = True,
     log: Any = None,
     progress: bool | None = None,
-    chunk: int = 50,
+    chunk: int = 100,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Fit:
     r"""Minimise a loss by stochastic gradients, for steps k = 0, 1, ..., steps - 1.
 
     $$\theta_{k+1} = \theta_k + \mathrm{update}\big(\nabla L(\theta_k; B_k)\big)$$
 
-    Step k depends on the state and on `fold_in(key, k)` alone, so a run resumed from a checkpoint equals the
-    uninterrupted one bit for bit (on the same machine and devices).
+    Step k depends on the state, on `key` and on k alone, so a run resumed from a checkpoint equals the
+    uninterrupted one bit for bit (on the same machine and devices). Its draws come from `fold_in(key, k)`,
+    split into the key of the sampler and the key of the loss.
 
     **Arguments.**
     `loss`: `loss(model, batch, *, key) -> scalar`, a mean over the rows of the batch; `(scalar, dict)` with
@@ -159,6 +160,7 @@ def fit(
 
         every = callback_every if callback_every is not None else chunk
         bounds = [steps, *([every] if callbacks else []), *([checkpoint.every] if checkpoint else [])]
+        healthy = True
         try:
             while (done := recorder.done) < steps:
                 count = min(chunk, *(b - done % b for b in bounds))
@@ -170,24 +172,22 @@ def fit(
                     if past and set(past) != set(rows):
                         raise CheckpointError(
                             f"the loss reports {sorted(rows)}, but the checkpoint's history {sorted(past)}: "
-                            f"call fit with the loss that {store.path} was made with, or use another path"
+                            "call fit with the loss that it was made with, or give Checkpoint another path"
                         )
-                    good, last = (
-                        int(ran) if finite else int(ran) - 1,
-                        {n: x[ran - 1] for n, x in rows.items()},
-                    )
+                    last = {name: x[ran - 1] for name, x in rows.items()}
+                    good = int(ran) if finite else int(ran) - 1
                     recorder.add(rows, good)
                 bar.update(good, float(last["loss"]))
                 _raise_if_not_finite(recorder.done, last, bool(healthy), store)
                 done = recorder.done
-                if store is not None and (done % checkpoint.every == 0 or done == steps):
+                if store is not None and (done % store.every == 0 or done == steps):
                     with hold_interrupts():
                         store.save(state, recorder.rows())
                 if callbacks and (done % every == 0 or done == steps):
                     for callback in callbacks:
                         callback(done, so_far(), recorder.last())
         except KeyboardInterrupt:
-            if store is not None and recorder.done:
+            if store is not None and recorder.done and healthy:
                 with hold_interrupts():
                     store.save(state, recorder.rows())
             raise
@@ -204,12 +204,14 @@ def _run(constants: tuple, state: State):
     """
     loss, optimizer, frozen, data, key, count, static, sharding = constants
 
-    def one(state):
+    table = index_table(
+        data, static.batch_size, start=state.step, steps=static.chunk, key=key, replace=static.replace
+    )
+
+    def one(state, i):
         step_key = jax.random.fold_in(key, state.step)
         batch_key, loss_key = jax.random.split(step_key)
-        batch = next_batch(
-            data, static.batch_size, static.replace, step=state.step, key=key, batch_key=batch_key
-        )
+        batch = next_batch(data, None if table is None else table[i], batch_key=batch_key)
         return train_step(
             state,
             frozen,
@@ -226,11 +228,11 @@ def _run(constants: tuple, state: State):
 
     def advance(carry):
         state, rows, i, _ = carry
-        state, metrics = one(state)
+        state, metrics = one(state, i)
         rows = jax.tree.map(lambda r, m: r.at[i].set(m), rows, metrics)
         return state, rows, i + 1, metrics["finite"]
 
-    shapes = jax.eval_shape(one, state)[1]
+    shapes = jax.eval_shape(one, state, jnp.int32(0))[1]
     rows = jax.tree.map(lambda s: jnp.zeros((static.chunk, *s.shape), s.dtype), shapes)
     start = (state, rows, jnp.int32(0), jnp.bool_(True))
     state, rows, ran, _ = jax.lax.while_loop(lambda c: (c[2] < count) & c[3], advance, start)
@@ -246,14 +248,12 @@ def _resume(store, state, steps, resume):
     if not resume:
         raise CheckpointError(
             f"{store.path} holds a checkpoint of step {store.latest} and resume=False asks for a new run: "
-            f"give "
-            "Checkpoint another path, or remove the folder"
+            "give Checkpoint another path, or remove the folder"
         )
     if store.latest > steps:
         raise CheckpointError(
             f"{store.path} holds a checkpoint of step {store.latest}, beyond steps={steps}: raise steps "
-            f"(they count "
-            "from the start of the run), or give Checkpoint another path"
+            "(they count from the start of the run), or give Checkpoint another path"
         )
     return store.restore(state)
 
@@ -301,7 +301,7 @@ def _check(static, data, key, steps, callback_every, sharding):
     if static.batch_size is not None and static.batch_size % static.accumulate:
         raise ValueError(
             f"batch_size={static.batch_size} does not split into accumulate={static.accumulate} equal "
-            f"microbatches"
+            "microbatches"
         )
     if sharding is not None:
         row_shards(sharding)

@@ -30,24 +30,19 @@ def data_parallel(devices: Sequence | None = None, *, axis: str = "data") -> Nam
 
 def row_shards(sharding: jax.sharding.Sharding) -> int:
     """The number of pieces that a sharding cuts the leading axis into; a batch must be a multiple of it."""
-    if not isinstance(sharding, NamedSharding):
-        raise ValueError(
-            f"sharding must be a NamedSharding over rows, as data_parallel() gives, got {sharding!r}"
-        )
+    sharding = _over_rows(sharding)
     names = sharding.spec[0] if len(sharding.spec) else None
     if names is None:
         return 1
-    return int(
-        np.prod([sharding.mesh.shape[name] for name in ([names] if isinstance(names, str) else names)])
-    )
+    axes = [names] if isinstance(names, str) else names
+    return int(np.prod([sharding.mesh.shape[axis] for axis in axes]))
 
 
 def replicate(tree: PyTree, sharding: jax.sharding.Sharding | None) -> PyTree:
-    """Put every array of a pytree on every device of the mesh; arrays already laid out on it stay where they
-    are."""
+    """Copy every array of a pytree to all devices of the mesh; what is laid out on the mesh already stays."""
     if sharding is None:
         return tree
-    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    everywhere = NamedSharding(_over_rows(sharding).mesh, PartitionSpec())
 
     def place(x):
         if not isinstance(x, jax.Array | np.ndarray):
@@ -72,9 +67,16 @@ def constrain(batch: PyTree, sharding: jax.sharding.Sharding | None) -> PyTree:
         if jnp.ndim(x) == 0 or x.shape[0] % shards:
             raise ValueError(
                 f"an array of shape {jnp.shape(x)} does not split its rows over {shards} devices: make the "
-                f"batch "
-                f"(each microbatch, when accumulating) a multiple of {shards}"
+                f"batch (each microbatch, when accumulating) a multiple of {shards}"
             )
         return jax.lax.with_sharding_constraint(x, sharding)
 
     return jax.tree.map(lay, batch)
+
+
+def _over_rows(sharding: jax.sharding.Sharding) -> NamedSharding:
+    if not isinstance(sharding, NamedSharding):
+        raise ValueError(
+            f"sharding must be a NamedSharding over rows, as data_parallel() gives, got {sharding!r}"
+        )
+    return sharding

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from physml.core.types import Key, Scalar
 
@@ -42,36 +42,47 @@ def shuffled(positions: Array, n: int, *, key: Key) -> Array:
     return x.astype(jnp.int32)
 
 
-def draw_rows(data: PyTree, batch_size: int, *, step: Scalar, key: Key, replace: bool = False) -> PyTree:
-    """The rows of step `step`: `batch_size` of them, from arrays that share a leading axis of N rows.
+def row_indices(n: int, batch_size: int, *, step: Scalar, key: Key, replace: bool = False) -> Array:
+    """The `batch_size` rows, of n, that step `step` sees.
 
-    Without replacement, step k takes the next `batch_size` rows of epoch k // (N // batch_size), each epoch
-    in an order of its own; the N mod batch_size rows left over at its end differ from epoch to epoch. With
+    Without replacement, step k takes the next `batch_size` rows of epoch k // (n // batch_size), each epoch
+    in an order of its own; the n mod batch_size rows left over at its end differ from epoch to epoch. With
     replacement, rows are independent and uniform.
     """
-    n = jax.tree.leaves(data)[0].shape[0]
-    step = jnp.asarray(step)
+    step = jnp.asarray(step, jnp.int32)
     order = jax.random.fold_in(key, _ORDER)
     if replace:
-        index = jax.random.randint(jax.random.fold_in(order, step), (batch_size,), 0, n)
-    else:
-        per_epoch = n // batch_size
-        start = (step % per_epoch) * batch_size
-        index = shuffled(start + jnp.arange(batch_size), n, key=jax.random.fold_in(order, step // per_epoch))
-    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), data)
+        return jax.random.randint(jax.random.fold_in(order, step), (batch_size,), 0, n)
+    per_epoch = n // batch_size
+    start = (step % per_epoch) * batch_size
+    return shuffled(
+        start + jnp.arange(batch_size, dtype=jnp.int32), n, key=jax.random.fold_in(order, step // per_epoch)
+    )
 
 
-def next_batch(
-    data: Any, batch_size: int | None, replace: bool, *, step: Scalar, key: Key, batch_key: Key
-) -> Any:
-    """The batch of one step for the three kinds of data: `None`, a sampler `data(key)`, or arrays of rows."""
+def index_table(
+    data: Any, batch_size: int | None, *, start: Scalar, steps: int, key: Key, replace: bool
+) -> Array | None:
+    """`row_indices` of `steps` steps from `start` on, (steps, batch_size); `None` where none are drawn.
+
+    One vectorised computation for a chunk: within a step, the rounds of the shuffle would cost more in
+    launches than in arithmetic.
+    """
+    if data is None or callable(data) or batch_size is None:
+        return None
+    n = jax.tree.leaves(data)[0].shape[0]
+    return jax.vmap(lambda k: row_indices(n, batch_size, step=k, key=key, replace=replace))(
+        start + jnp.arange(steps, dtype=jnp.int32)
+    )
+
+
+def next_batch(data: Any, index: Array | None, *, batch_key: Key) -> Any:
+    """The batch for the three kinds of data: `None`, a sampler `data(key)`, or arrays (whole or `index`)."""
     if data is None:
         return None
     if callable(data):
         return data(batch_key)
-    if batch_size is None:
-        return data
-    return draw_rows(data, batch_size, step=step, key=key, replace=replace)
+    return data if index is None else jax.tree.map(lambda x: jnp.take(x, index, axis=0), data)
 
 
 def check_data(data: Any, batch_size: int | None) -> None:
@@ -85,8 +96,7 @@ def check_data(data: Any, batch_size: int | None) -> None:
     if not shapes or any(len(s) == 0 for s in shapes) or len({s[0] for s in shapes}) != 1:
         raise ValueError(
             f"data must be arrays with a common leading axis, got shapes {shapes}: stack the rows first, or "
-            f"pass a "
-            "callable data(key) -> batch"
+            "pass a callable data(key) -> batch"
         )
     n = shapes[0][0]
     if n == 0:

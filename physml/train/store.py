@@ -30,7 +30,7 @@ def save(path: str | os.PathLike, model: PyTree) -> None:
     # Bytes, for the dtypes that numpy's format does not know (bfloat16).
     arrays = {str(i): np.frombuffer(x.tobytes(), np.uint8) for i, x in enumerate(leaves.values())}
     with atomic_write(path, "wb") as file:
-        np.savez(file, header=np.frombuffer(header.encode(), np.uint8), **arrays)
+        np.savez(file, allow_pickle=False, header=np.frombuffer(header.encode(), np.uint8), **arrays)
 
 
 def load(path: str | os.PathLike, like: PyTree) -> PyTree:
@@ -63,7 +63,7 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
         differences = "; ".join(f"{n}: file {there.get(n)}, model {here.get(n)}" for n in names[:5])
         raise CheckpointError(
             f"{path} holds another model. {len(names)} leaves differ ({differences}): build `like` as it "
-            f"was saved"
+            "was saved"
         )
     values = {
         name: jnp.asarray(np.frombuffer(data, jnp.dtype(dtype)).reshape(shape))
