@@ -1,0 +1,84 @@
+"""One loss for every path and every prediction target."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from physml.core.types import Field, Key
+from physml.matching.path import Path
+
+Target = Literal["velocity", "score", "denoiser", "noise"]
+
+
+def match(
+    field: Field,
+    path: Path,
+    x0: Array,
+    x1: Array,
+    *,
+    key: Key,
+    args: PyTree = None,
+    target: Target = "velocity",
+    coupling: Callable[..., tuple[Array, Array]] | None = None,
+    weight: Callable[[Array], Array] | None = None,
+) -> Array:
+    r"""Regress a field on a path: the mean over a batch of $w(t)\, |f(t, x_t) - y_t|^2 / d$, t uniform on [0, 1].
+
+    | target | y | the minimiser |
+    |---|---|---|
+    | velocity | $\dot\alpha x_0 + \dot\beta x_1 + \dot\gamma z$ | $E[\dot x_t \mid x_t]$ |
+    | denoiser | $x_1$ | $E[x_1 \mid x_t]$ |
+    | noise | $z$ ($x_0$ on a one-sided path) | $E[z \mid x_t]$ |
+    | score | $-z/\gamma$, weighted by $\gamma^2$: $\lvert\gamma f + z\rvert^2$ | $\nabla \ln p_t$ |
+
+    with $\alpha$ for $\gamma$ on one-sided paths, whose source is N(0, I).
+
+    **Arguments.** `field`: f(t, x, args) on one sample. `x0`, `x1` (n, ...): source and data. `args`: None or a
+    pytree with leading axis n, handed to the field sample by sample. `coupling`: `coupling(x0, x1, key=key)` that
+    re-pairs the batch. `weight`: w(t), 1 by default.
+
+    **Returns** a scalar in the dtype of x1. **Errors** `ValueError` for batches that do not match, an unknown target
+    and a field whose output is not shaped like x.
+    **See** Lipman et al. (2022), eq. 14; Albergo et al. (2023), eqs. 2.13 and 2.16.
+    """
+    if target not in ("velocity", "score", "denoiser", "noise"):
+        raise ValueError(f"target must be 'velocity', 'score', 'denoiser' or 'noise', got {target!r}")
+    x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
+    if x0.shape != x1.shape or x0.ndim == 0:
+        raise ValueError(f"x0 and x1 must be batches of one shape (n, ...); got {x0.shape} and {x1.shape}")
+    n = len(x1)
+    lengths = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args)]
+    if any(length != (n,) for length in lengths):
+        raise ValueError(f"args must have a leading axis of the batch, {n}; got leaves with {lengths}")
+    t_key, z_key, pair_key = jax.random.split(key, 3)
+    if coupling is not None:
+        shape = x0.shape
+        x0, x1 = coupling(x0, x1, key=pair_key)
+        if x0.shape != shape or x1.shape != shape:
+            raise ValueError(f"the coupling returned shapes {x0.shape}, {x1.shape} for batches of {shape}")
+    # One uniform shifted around the circle: every t is uniform and the batch covers [0, 1] evenly.
+    t = (jax.random.uniform(t_key, (), x1.dtype) + jnp.arange(n, dtype=x1.dtype) / n) % 1.0
+    t = path.cut + (1.0 - 2.0 * path.cut) * t
+    z = jax.random.normal(z_key, x1.shape, x1.dtype)
+
+    def one(t, x0, x1, z, args):
+        record = path.at(t, x0, x1, z)
+        value = field(t, record.x, args)
+        if jnp.shape(value) != x1.shape:
+            raise ValueError(f"the field must return the shape of one sample, {x1.shape}; got {jnp.shape(value)}")
+        if target == "velocity":
+            error = value - record.velocity
+        elif target == "denoiser":
+            error = value - x1
+        elif target == "noise":
+            error = value - record.z
+        else:
+            (alpha, _, gamma), _ = path.coefficients(t)
+            error = (alpha if path.one_sided else gamma) * value + record.z
+        return jnp.mean(error**2)
+
+    losses = jax.vmap(one)(t, x0, x1, z, args)
+    return jnp.mean(losses if weight is None else jax.vmap(weight)(t) * losses)
