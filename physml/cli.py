@@ -18,7 +18,9 @@ USAGE = "physml run NAME [--smoke] [--out DIR] [--seed N] [--no-progress] [--con
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Exit status 0: every claim holds; 1: one fails; 2: unknown recipe, field or value."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="physml", description="Physics of learning, as recipes that check themselves.")
+    parser = argparse.ArgumentParser(
+        prog="physml", description="Physics of learning, as recipes that check themselves."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all recipes: paper, claim and expected time")
     run = commands.add_parser("run", help="run one recipe and check its claims", usage=USAGE, add_help=False)
@@ -85,7 +87,9 @@ def _parse(name: str, recipe: Any, rest: list[str]) -> Any:
         ("progress", bool, dataclasses.field(default=sys.stderr.isatty())),
     ]
     options = dataclasses.make_dataclass("Options", fields, frozen=True)
-    parsed = tyro.cli(options, args=rest, prog=f"physml run {name}", description=f"{USAGE}\n\n{recipe.__doc__}")
+    parsed = tyro.cli(
+        options, args=rest, prog=f"physml run {name}", description=f"{USAGE}\n\n{recipe.__doc__}"
+    )
     return dataclasses.make_dataclass("Run", [*(f[0] for f in fields), "smoke"], frozen=True)(
         parsed.config, parsed.out, parsed.seed, parsed.progress, smoke
     )

@@ -12,7 +12,9 @@ from physml.integrate import RK4, AbstractMethod, Diffrax, Dynamics, integrate
 from physml.matching.sample import _grid
 
 
-def divergence(field: Field, t: Any, x: Array, args: PyTree = None, *, probe: Array | None = None) -> tuple[Array, Array]:
+def divergence(
+    field: Field, t: Any, x: Array, args: PyTree = None, *, probe: Array | None = None
+) -> tuple[Array, Array]:
     r"""The field and its divergence $\sum_i \partial_i v_i$ at x: exactly, by d forward passes, or estimated by
     $\xi^\top (\partial v)\, \xi$ with a `probe` $\xi$ of unit covariance (Hutchinson), by one."""
     f = lambda x: field(t, x, args)  # noqa: E731

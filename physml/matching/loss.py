@@ -68,7 +68,9 @@ def match(
         record = path.at(t, x0, x1, z)
         value = field(t, record.x, args)
         if jnp.shape(value) != x1.shape:
-            raise ValueError(f"the field must return the shape of one sample, {x1.shape}; got {jnp.shape(value)}")
+            raise ValueError(
+                f"the field must return the shape of one sample, {x1.shape}; got {jnp.shape(value)}"
+            )
         if target == "velocity":
             error = value - record.velocity
         elif target == "denoiser":
