@@ -39,8 +39,8 @@ def digits(*, test_fraction: float = 0.2, seed: int = 0) -> Images:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(f"digits needs scikit-learn: pip install 'physml[recipes]' ({error})") from error
-    raw = load_digits()
-    return _split(raw.data, raw.target, 17, (8, 8), test_fraction, seed)
+    x, y = load_digits(return_X_y=True)
+    return _split(x, y, 17, (8, 8), test_fraction, seed)
 
 
 def mnist_small(*, test_fraction: float = 0.2, seed: int = 0) -> Images:

@@ -1,5 +1,7 @@
 """Wasserstein distances: exact by assignment, by sorting, by projection, and between Gaussians."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jaxtyping import Array, Float
 from physml.core.types import Key, Scalar
 
 Samples = Float[Array | np.ndarray, "..."]
+Metric = Literal["sqeuclidean", "euclidean"]
 
 
 def wasserstein_1d(x: Samples, y: Samples, *, p: Scalar = 2.0) -> Float[Array, ""]:
@@ -143,7 +146,7 @@ def _sorted_cost(x: Array, y: Array, p: Scalar) -> Array:
     return jnp.sum(weight[:, None] * _power(jnp.abs(x - y), p), axis=0)
 
 
-def _assign(x: Array | np.ndarray, y: Array | np.ndarray, metric: str) -> np.ndarray:
+def _assign(x: Array | np.ndarray, y: Array | np.ndarray, metric: Metric) -> np.ndarray:
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
 
@@ -153,7 +156,7 @@ def _assign(x: Array | np.ndarray, y: Array | np.ndarray, metric: str) -> np.nda
     return linear_sum_assignment(cost)[1].astype(np.int32)
 
 
-def _assigned_cost(x: Samples, y: Samples, metric: str, power: int) -> Array:
+def _assigned_cost(x: Samples, y: Samples, metric: Metric, power: int) -> Array:
     x, y = _samples(x, y)
     if len(x) != len(y):
         raise ValueError(f"{len(x)} and {len(y)} samples: expected equally many; drop some at random")

@@ -89,7 +89,7 @@ class DeepSets(eqx.Module):
                 f"{'missing' if population is None else 'given'}: give both or neither"
             )
         n = len(x)
-        if population is None:
+        if population is None or self.populations is None:
             member = jnp.ones((1, n), x.dtype)
         else:
             member = jax.nn.one_hot(population, self.populations, dtype=x.dtype).T
