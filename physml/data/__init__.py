@@ -1,21 +1,23 @@
 """Data sets that ship inside packages, their exact maps to real numbers, and toy laws in the plane."""
 
-from physml.data.images import Images as Images
-from physml.data.images import digits as digits
-from physml.data.images import mnist_small as mnist_small
-from physml.data.levels import bits_per_dim as bits_per_dim
-from physml.data.levels import dequantise as dequantise
-from physml.data.levels import log_jacobian as log_jacobian
-from physml.data.levels import quantise as quantise
-from physml.data.levels import scale as scale
-from physml.data.levels import unscale as unscale
-from physml.data.toys import Mixture as Mixture
-from physml.data.toys import checkerboard as checkerboard
-from physml.data.toys import circles as circles
-from physml.data.toys import eight_gaussians as eight_gaussians
-from physml.data.toys import eight_gaussians_mixture as eight_gaussians_mixture
-from physml.data.toys import grid_gaussians as grid_gaussians
-from physml.data.toys import grid_gaussians_mixture as grid_gaussians_mixture
-from physml.data.toys import moons as moons
-from physml.data.toys import pinwheel as pinwheel
-from physml.data.toys import swiss_roll as swiss_roll
+from physml.data.images import Images as Images, digits as digits, mnist_small as mnist_small
+from physml.data.levels import (
+    bits_per_dim as bits_per_dim,
+    dequantise as dequantise,
+    log_jacobian as log_jacobian,
+    quantise as quantise,
+    scale as scale,
+    unscale as unscale,
+)
+from physml.data.toys import (
+    Mixture as Mixture,
+    checkerboard as checkerboard,
+    circles as circles,
+    eight_gaussians as eight_gaussians,
+    eight_gaussians_mixture as eight_gaussians_mixture,
+    grid_gaussians as grid_gaussians,
+    grid_gaussians_mixture as grid_gaussians_mixture,
+    moons as moons,
+    pinwheel as pinwheel,
+    swiss_roll as swiss_roll,
+)

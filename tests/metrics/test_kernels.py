@@ -26,9 +26,9 @@ def test_energy_distance_is_scipys_in_one_dimension(key):
 def test_double_sums_are_the_naive_ones(key):
     x, y = _pair(key, 30, 20, 3, shift=1.0)
     x64, y64 = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    d = lambda a, b: np.sqrt(((a[:, None] - b[None]) ** 2).sum(axis=2))  # noqa: E731
-    k = lambda a, b: np.mean([np.exp(-(d(a, b) ** 2) / 2 / s**2) for s in (0.5, 2.0)], axis=0)  # noqa: E731
-    off = lambda a: (a.sum() - np.trace(a)) / (len(a) * (len(a) - 1))  # noqa: E731
+    d = lambda a, b: np.sqrt(((a[:, None] - b[None]) ** 2).sum(axis=2))
+    k = lambda a, b: np.mean([np.exp(-(d(a, b) ** 2) / 2 / s**2) for s in (0.5, 2.0)], axis=0)
+    off = lambda a: (a.sum() - np.trace(a)) / (len(a) * (len(a) - 1))
     rbf = partial(mmd, bandwidths=(0.5, 2.0))
     for f, naive, sign in ((energy_distance, d, 1), (rbf, k, -1)):
         xx, yy, xy = naive(x64, x64), naive(y64, y64), naive(x64, y64)
