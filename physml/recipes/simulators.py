@@ -1,0 +1,716 @@
+r"""Ornstein-Uhlenbeck and a double well: is the simulator what its theory says it is?
+
+Five questions, each with an answer known beforehand.
+
+1. *Exact moments.* Euler and Maruyama's step for $dx = -kx\,dt + \sigma\,dW$ is the linear recursion
+   $x' = (1 - kh)x + \sigma\sqrt h\,\xi$. Its mean and variance after n steps are known, and so is its stationary
+   variance $\sigma^2 / (2k - k^2 h)$: not the $\sigma^2 / 2k$ of the equation. Both are measured.
+2. *Strong order.* $(E|x_h(1) - x(1)|^2)^{1/2} \sim h^p$ on one Brownian path: geometric Brownian motion
+   $dx = \mu x\,dt + s x\,dW$ has an exact solution (p = 1/2 for Euler and Maruyama, 1 for Milstein and Heun); the
+   double well $dx = (x - x^3)\,dt + \sqrt{2T}\,dW$ has a reference on a finer grid (p = 1 for Euler and Maruyama,
+   whose noise is additive here, 3/2 for SRA1). A step of length 2h sees, from two of length h with normals
+   $(a_1, a_2)$ and $(b_1, b_2)$, exactly
+   $\xi_1 = (a_1 + b_1)/\sqrt2,\ \xi_2 = [\sqrt3 (a_1 - b_1) + a_2 + b_2]/\sqrt8$:
+   the same $\Delta W$ and the same $I_{10} = \int (W_s - W_t)\,ds$.
+3. *Weak order.* $E\,x_h(1)^2 - E\,x(1)^2 \sim h^p$ for the Ornstein-Uhlenbeck process, p = 1 for Euler and
+   Maruyama and 2 for SRA1. The exact process runs beside the scheme on the same noise, as a control variate.
+4. *A double well*, $V = x^4/4 - x^2/2$: moments of $e^{-V/T}/Z$ by quadrature, and the rate of passage from -1 to 1
+   against the mean first-passage time $\frac1T \int_{-1}^{1} dy\, e^{V(y)/T} \int_{-\infty}^y dz\, e^{-V(z)/T}$;
+   Kramers' $\frac{\sqrt2}{2\pi} e^{-1/4T}$ is its limit at low temperature.
+5. *The derivative.* k and $\sigma$ are recovered from the covariances of paths drawn from the exact transition law, by
+   Adam through `ensemble`; they must come back to within the sampling error that the delta method predicts.
+
+**References.** Kloeden and Platen, Numerical Solution of Stochastic Differential Equations (1992), chapters 10 and 14;
+Roessler, SIAM J. Numer. Anal. 48, 922 (2010), SRA1; Gardiner, Handbook of Stochastic Methods (2004), section 5.2.7, mean
+first-passage times; Kramers, Physica 7, 284 (1940); Duffie and Singleton, Econometrica 61, 929 (1993), simulated
+moments.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from scipy import integrate as quadrature, stats
+
+from physml.core import in_float64, noise
+from physml.core.progress import progress_bar
+from physml.core.types import Key
+from physml.integrate import SRA1, Dynamics, EulerMaruyama, Heun, Milstein, ensemble
+from physml.recipes._result import Claim, Info, Result, at_least, at_most, close_to
+
+INFO = Info(
+    paper="Kloeden and Platen, Numerical Solution of SDEs (1992); Roessler, SIAM J. Numer. Anal. 48, 922 (2010)",
+    claim="Ornstein-Uhlenbeck and a double well: exact moments, weak and strong order of each method as measured "
+    "slopes, a parameter recovered by gradient descent through the simulator",
+    time="half a minute",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes and parameters; times are in units of 1 / (curvature of the double well at its top)."""
+
+    paths: int = (
+        2**20
+    )  # of the Ornstein-Uhlenbeck process; the standard error of its variance is sqrt(2 / paths)
+    rate: float = 1.0  # k
+    amplitude: float = 1.2  # sigma
+    step: float = 0.1  # h of Euler and Maruyama
+    batches: int = 32  # of strong_paths paths each; slopes get their error from leaving one out
+    strong_paths: int = 512
+    finest: int = 12  # the reference of the double well has 2^finest steps to t = 1
+    strong_levels: tuple[int, ...] = (6, 7, 8, 9)  # h = 2^-level
+    weak_paths: int = 2**15
+    weak_levels: tuple[int, ...] = (2, 3, 4, 5)
+    strong_tolerance: float = 0.1
+    weak_tolerance: float = 0.12
+    temperature: float = 0.25
+    well_paths: int = 2**18
+    well_step: float = 0.025
+    escape_paths: int = 2**13
+    escape_temperatures: tuple[float, ...] = (0.15, 0.2, 0.3)
+    escape_step: float = 2.0**-7
+    escape_tolerance: float = 0.1  # relative
+    true_rate: float = 1.3  # of the process behind the data that is fitted
+    true_amplitude: float = 0.8
+    data_paths: int = 2**13
+    fit_paths: int = 2**13
+    fit_steps: int = 150
+
+
+PAPER = Config()
+SMOKE = Config(
+    paths=2**17,
+    batches=16,
+    strong_paths=64,
+    finest=11,
+    strong_levels=(5, 6, 7, 8),
+    strong_tolerance=0.2,
+    weak_paths=2**13,
+    weak_levels=(2, 3, 4),
+    weak_tolerance=0.25,
+    well_paths=2**15,
+    well_step=0.05,
+    escape_paths=2**10,
+    escape_temperatures=(0.3,),
+    escape_step=2.0**-6,
+    escape_tolerance=0.2,
+    data_paths=2**11,
+    fit_paths=2**11,
+    fit_steps=100,
+)
+
+
+def run(config: Config, *, key: Key, progress: bool = False) -> Result:
+    """All five parts. `ValueError` for a value that makes no sense, named."""
+    _validate(config)
+    parts = (_moments, _strong, _weak, _well, _escape, _recover)
+    claims: list[Claim] = []
+    metrics: dict[str, float] = {}
+    arrays: dict[str, np.ndarray] = {}
+    with progress_bar(len(parts), "simulators", "part", show=progress) as bar:
+        for i, part in enumerate(parts):
+            some, numbers, drawn = part(config, jax.random.fold_in(key, i))
+            claims += some
+            metrics |= numbers
+            arrays |= {name: np.asarray(value) for name, value in drawn.items()}
+            bar.update()
+    return Result(tuple(claims), metrics, arrays)
+
+
+def _validate(config: Config) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or not all(math.isfinite(v) and v > 0 for v in values):
+            raise ValueError(f"{field.name} must be positive, got {value}")
+    for name in ("strong_levels", "weak_levels"):
+        levels = getattr(config, name)
+        if len(levels) < 3 or list(levels) != sorted(set(levels)):
+            raise ValueError(f"{name} must be at least three increasing levels, got {levels}")
+    if max(config.strong_levels) > config.finest - 3:
+        raise ValueError(
+            f"finest must exceed the largest of strong_levels, {max(config.strong_levels)}, by 3 for its path to serve "
+            f"as a reference; got {config.finest}"
+        )
+    if config.batches < 8:
+        raise ValueError(f"batches must be at least 8 to estimate the error of a slope, got {config.batches}")
+    if config.rate * config.step >= 1:
+        raise ValueError(f"step must be below 1 / rate = {1 / config.rate:.3g}, got {config.step}")
+    if config.well_step > 0.1 or config.escape_step > 0.1:
+        raise ValueError(
+            f"well_step and escape_step must be at most 0.1, the drift being cubic; got {config.well_step} and "
+            f"{config.escape_step}"
+        )
+
+
+# The three systems; args are their parameters.
+OU = Dynamics(lambda t, x, args: -args[0] * x, lambda t, x, args: args[1])
+GBM = Dynamics(lambda t, x, args: args[0] * x, lambda t, x, args: args[1] * x)
+WELL = Dynamics(lambda t, x, args: x - x * x * x, lambda t, x, args: jnp.sqrt(2.0 * args))
+
+
+# 1. Exact moments
+
+
+def _moments(config, key):
+    k, sigma, h, start = config.rate, config.amplitude, config.step, 1.5
+    steps = 5 * math.ceil(1.4 / (k * h))
+    every = steps // 10 if steps % 10 == 0 else steps // 5
+    ts = jnp.linspace(0.0, steps * h, steps + 1)
+    x0 = jnp.full(config.paths, start)
+    args = jnp.array([k, sigma])
+    out = ensemble(OU, x0, ts, key=key, args=args, method=EulerMaruyama(), save_every=every).check()
+    xs = np.asarray(out.xs[1:])
+    n = every * np.arange(1, len(xs) + 1)
+    a = 1 - k * h
+    mean, var = start * a**n, sigma**2 * h * (1 - a ** (2 * n)) / (1 - a * a)
+    seen_mean = np.array([x.mean(dtype=np.float64) for x in xs])
+    seen_var = np.array([x.astype(np.float64).var(ddof=1) for x in xs])
+    mean_error, var_error = np.sqrt(var / config.paths), var * math.sqrt(2 / (config.paths - 1))
+    z_mean, z_var = (seen_mean - mean) / mean_error, (seen_var - var) / var_error
+    limit = sigma**2 / (2 * k)
+    bias, predicted, error = seen_var[-1] - limit, limit * k * h / (2 - k * h), var_error[-1]
+    recursion = "the scheme's own linear recursion, 5 standard errors"
+    claims = [
+        at_most("OU, Euler-Maruyama: largest |z| of the mean", np.abs(z_mean).max(), 5, recursion),
+        at_most("OU, Euler-Maruyama: largest |z| of the variance", np.abs(z_var).max(), 5, recursion),
+        at_least("OU: step-size bias of the variance, in standard errors", bias / error, 5, "resolved"),
+        close_to(
+            "OU: step-size bias of the variance",
+            bias,
+            predicted,
+            5 * error,
+            "sigma^2/2k * kh/(2 - kh)",
+            error,
+        ),
+    ]
+    metrics = {"ou_variance": seen_var[-1], "ou_variance_continuous": limit, "ou_variance_bias": bias}
+    grid = np.arange(steps + 1)
+    arrays = {
+        "ou_t": n * h,
+        "ou_var": seen_var,
+        "ou_var_error": var_error,
+        "ou_mean": seen_mean,
+        "ou_grid": grid * h,
+        "ou_var_scheme": sigma**2 * h * (1 - a ** (2 * grid)) / (1 - a * a),
+        "ou_var_exact": limit * (1 - np.exp(-2 * k * grid * h)),
+        "ou_mean_scheme": start * a**grid,
+    }
+    return claims, metrics, arrays
+
+
+# 2. Strong order
+
+
+def _halve(xi):
+    """The normals (2, n, paths) of n steps as those of n / 2 steps of twice the length, on the same Brownian path."""
+    (a1, b1), (a2, b2) = ((row[0::2], row[1::2]) for row in xi)
+    return jnp.stack([(a1 + b1) / math.sqrt(2), (math.sqrt(3) * (a1 - b1) + a2 + b2) / math.sqrt(8)])
+
+
+def _end(method, dynamics, x0, xi, args):
+    """x(1) of each path by n = xi.shape[1] steps of `method` with the normals xi (2, n, paths)."""
+    h = 1.0 / xi.shape[1]
+    if method.calculus in ("ito", "stratonovich"):
+        dynamics = dynamics.in_calculus(method.calculus)
+
+    def step(x, xi):
+        new = lambda x, *xi: method.step(dynamics, 0.0, h, x, xi[: method.normals], args)
+        return jax.vmap(new)(x, xi[0], xi[1]), None
+
+    return lax.scan(step, jnp.full(xi.shape[-1], x0, xi.dtype), jnp.moveaxis(xi, 1, 0))[0]
+
+
+STRONG = (
+    ("gbm", EulerMaruyama(), 0.5, "Kloeden and Platen (1992), theorem 10.2.2"),
+    ("gbm", Milstein(), 1.0, "Kloeden and Platen (1992), theorem 10.3.5"),
+    ("gbm", Heun(), 1.0, "Ruemelin (1982): commutative noise"),
+    ("well", EulerMaruyama(), 1.0, "Kloeden and Platen (1992), section 10.3: additive noise"),
+    ("well", SRA1(), 1.5, "Roessler (2010), SRA1"),
+)
+GROWTH, VOLATILITY = 0.2, 0.5
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnames=("levels", "finest", "paths", "batches"))
+def _strong_errors(key, temperature, *, levels, finest, paths, batches):
+    """Mean square errors (batches, len(STRONG), levels)."""
+
+    def batch(i):
+        like = jax.ShapeDtypeStruct((2, 2**finest), jnp.float64)
+        xi = noise.normal(key, i, like, jnp.arange(paths))
+        w = 2.0 ** (-finest / 2) * xi[0].sum(0)
+        args = {"gbm": (GROWTH, VOLATILITY), "well": temperature}
+        truth = {
+            "gbm": jnp.exp(GROWTH - VOLATILITY**2 / 2 + VOLATILITY * w),
+            "well": _end(SRA1(), WELL, 1.0, xi, temperature),
+        }
+        ladder = {finest: xi}
+        for level in reversed(range(min(levels), finest)):
+            ladder[level] = _halve(ladder[level + 1])
+
+        def squares(name, method, level):
+            dynamics = GBM if name == "gbm" else WELL
+            return jnp.mean((_end(method, dynamics, 1.0, ladder[level], args[name]) - truth[name]) ** 2)
+
+        return jnp.stack(
+            [jnp.stack([squares(name, method, level) for level in levels]) for name, method, *_ in STRONG]
+        )
+
+    return lax.map(batch, jnp.arange(batches))
+
+
+def _slope(levels, logs):
+    """Least-squares slope of the logarithms (..., levels) against log h."""
+    x = -math.log(2) * (np.asarray(levels) - np.mean(levels))
+    return logs @ x / (x @ x)
+
+
+def _strong(config, key):
+    levels, b = config.strong_levels, config.batches
+    sizes = {"levels": levels, "finest": config.finest, "paths": config.strong_paths, "batches": b}
+    squares = np.asarray(_strong_errors(key, jnp.asarray(config.temperature), **sizes), np.float64)
+    mean = squares.mean(0)
+    slopes = _slope(levels, 0.5 * np.log(mean))
+    one_out = (b * mean - squares) / (b - 1)
+    spread = _slope(levels, 0.5 * np.log(one_out))
+    errors = np.sqrt((b - 1) * spread.var(0))
+    claims, metrics = [], {}
+    for (name, method, order, source), slope, error in zip(STRONG, slopes, errors, strict=True):
+        label = type(method).__name__
+        system = "geometric Brownian motion" if name == "gbm" else "double well"
+        claims.append(
+            close_to(
+                f"strong order of {label}, {system}", slope, order, config.strong_tolerance, source, error
+            )
+        )
+        metrics[f"strong_order_{name}_{label}"] = slope
+    arrays = {
+        "strong_h": 2.0 ** -np.asarray(levels, float),
+        "strong_error": np.sqrt(mean),
+        "strong_error_bar": squares.std(0, ddof=1) / math.sqrt(b) / (2 * np.sqrt(mean)),
+        "strong_slope": slopes,
+    }
+    return claims, metrics, arrays
+
+
+# 3. Weak order
+
+WEAK = (
+    (EulerMaruyama(), 1.0, "Kloeden and Platen (1992), theorem 14.1.5"),
+    (SRA1(), 2.0, "Roessler (2010), SRA1; additive noise"),
+)
+
+
+def _joint_noise(k, h):
+    """Cholesky factor of the covariance of dW, the second normal of SRA1 and J = int e^{-k(h-s)} dW_s, over sqrt h."""
+    e = math.exp(-k * h)
+    w = (1 - e) / (k * h)
+    area = (1 - e * (1 + k * h)) / (k * h) ** 2
+    second = (2 * area - w) * math.sqrt(3)
+    rest = (1 - e * e) / (2 * k * h) - w * w - second**2
+    return w, second, math.sqrt(max(rest, 0.0))
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnames=("k", "sigma", "levels", "paths", "batches"))
+def _weak_errors(key, *, k, sigma, levels, paths, batches):
+    """Means over a batch (batches, len(WEAK), levels) of x_h(1)^2 - x(1)^2, x being the exact process."""
+
+    def at_level(level, i):
+        steps, h = 2**level, 2.0**-level
+        like = jax.ShapeDtypeStruct((3, steps), jnp.float64)
+        xi = noise.normal(jax.random.fold_in(key, level), i, like, jnp.arange(paths))
+        w, second, rest = _joint_noise(k, h)
+        decay, scale = math.exp(-k * h), sigma * math.sqrt(h)
+
+        def exact(x, z):
+            return decay * x + scale * (w * z[0] + second * z[1] + rest * z[2]), None
+
+        truth = lax.scan(exact, jnp.zeros(paths, xi.dtype), jnp.moveaxis(xi, 1, 0))[0]
+        return jnp.stack(
+            [jnp.mean(_end(method, OU, 0.0, xi[:2], (k, sigma)) ** 2 - truth**2) for method, *_ in WEAK]
+        )
+
+    return lax.map(lambda i: jnp.stack([at_level(level, i) for level in levels], axis=1), jnp.arange(batches))
+
+
+def _weak_theory(k, sigma, h):
+    """E x_h(1)^2 - E x(1)^2 of Euler-Maruyama and of SRA1, from x_0 = 0: a geometric series in both."""
+    n = np.round(1 / h)
+    growth = np.stack([(1 - k * h) ** 2, (1 - k * h + (k * h) ** 2 / 2) ** 2])
+    kick = sigma**2 * h * np.stack([np.ones_like(h), 1 - k * h + (k * h) ** 2 / 3])
+    return kick * (1 - growth**n) / (1 - growth) - sigma**2 * (1 - math.exp(-2 * k)) / (2 * k)
+
+
+def _weak(config, key):
+    k, sigma, levels, b = config.rate, config.amplitude, config.weak_levels, config.batches
+    means = _weak_errors(
+        key, k=k, sigma=sigma, levels=levels, paths=max(1, config.weak_paths // b), batches=b
+    )
+    means = np.asarray(means, np.float64)
+    mean, error = means.mean(0), means.std(0, ddof=1) / math.sqrt(b)
+    h = 2.0 ** -np.asarray(levels, float)
+    theory = _weak_theory(k, sigma, h)
+    slopes = _slope(levels, np.log(np.abs(mean)))
+    x = np.log(h) - np.log(h).mean()
+    errors = np.sqrt((((error / mean) * x / (x @ x)) ** 2).sum(1))  # levels have noise of their own
+    claims, metrics = [], {}
+    for i, (method, order, source) in enumerate(WEAK):
+        label = type(method).__name__
+        z = np.abs((mean[i] - theory[i]) / error[i]).max()
+        claims += [
+            close_to(
+                f"weak order of {label}, OU", slopes[i], order, config.weak_tolerance, source, errors[i]
+            ),
+            # The error comes from the batches: Student's t, whose tail is longer than the normal one.
+            at_most(f"weak error of {label}, OU: largest |t|", z, 6, "the scheme's own linear recursion"),
+        ]
+        metrics[f"weak_order_{label}"] = slopes[i]
+    fine = 1 / np.arange(2 ** min(levels), 2 ** max(levels) + 1)
+    arrays = {
+        "weak_h": h,
+        "weak_error": np.abs(mean),
+        "weak_error_bar": error,
+        "weak_slope": slopes,
+        "weak_fine_h": fine,
+        "weak_theory": np.abs(_weak_theory(k, sigma, fine)),
+    }
+    return claims, metrics, arrays
+
+
+# 4. The double well
+
+
+def _potential(x):
+    return x**4 / 4 - x**2 / 2
+
+
+def _edge(temperature):
+    """Where exp(-(V + 1/4) / T) = e^-40: (x^2 - 1)^2 / 4 = 40 T."""
+    return math.sqrt(1 + math.sqrt(160 * temperature))
+
+
+def _well(config, key):
+    temperature, h = config.temperature, config.well_step
+    steps = math.ceil(12 / h)
+    ts = jnp.linspace(0.0, steps * h, steps + 1)
+    # Even moments do not see the slow exchange between the wells; 12 relaxation times of theirs are enough.
+    x0 = jnp.zeros(config.well_paths)
+    args = jnp.asarray(temperature)
+    out = ensemble(WELL, x0, ts, key=key, args=args, method=SRA1(), save_every=steps).check()
+    x = np.asarray(out.xs[-1], np.float64)
+    weight = lambda y: math.exp(-(_potential(y) + 0.25) / temperature)
+    edge = _edge(temperature)
+    moment = lambda p: 2 * quadrature.quad(lambda y: y**p * weight(y), 0, edge, epsabs=1e-13)[0]
+    z = moment(0)
+    claims, metrics = [], {}
+    for p in (2, 4):
+        value, error, exact = np.mean(x**p), np.std(x**p) / math.sqrt(len(x)), moment(p) / z
+        source = "quadrature of exp(-V/T)/Z, 5 standard errors"
+        claims.append(close_to(f"double well: <x^{p}>", value, exact, 5 * error, source, error))
+        metrics[f"well_x{p}"], metrics[f"well_x{p}_exact"] = value, exact
+    grid = np.linspace(-2.2, 2.2, 301)
+    counts, edges = np.histogram(x, bins=60, range=(-2.2, 2.2))
+    arrays = {
+        "well_x": (edges[1:] + edges[:-1]) / 2,
+        "well_histogram": counts / len(x) / np.diff(edges),
+        "well_grid": grid,
+        "well_density": np.exp(-(_potential(grid) + 0.25) / temperature) / z,
+    }
+    return claims, metrics, arrays
+
+
+def _passage_time(temperature):
+    """Mean first-passage time from -1 to 1, the inner integral by a fine cumulative Simpson sum."""
+    y = np.linspace(-_edge(temperature), 1, 20001)
+    inner = quadrature.cumulative_simpson(np.exp(-_potential(y) / temperature), x=y, initial=0.0)
+    inside = y >= -1
+    outer = np.exp(_potential(y[inside]) / temperature) * inner[inside]
+    return quadrature.simpson(outer, x=y[inside]) / temperature
+
+
+def kramers(temperature: Any) -> Any:
+    """Kramers' rate of escape from one well, overdamped: sqrt(V''(1) |V''(0)|) / 2 pi * exp(-barrier / T)."""
+    return math.sqrt(2) / (2 * math.pi) * np.exp(-0.25 / temperature)
+
+
+# A path stops where it first stands beyond 1; the second entry of the state is a clock that stops with it.
+PASSAGE = Dynamics(
+    lambda t, s, args: (jnp.where(s[0] < 1, s[0] - s[0] ** 3, 0.0), jnp.where(s[0] < 1, 1.0, 0.0)),
+    lambda t, s, args: (jnp.where(s[0] < 1, jnp.sqrt(2.0 * args), 0.0), jnp.zeros_like(s[1])),
+)
+
+
+def _escape(config, key):
+    h = config.escape_step
+    temperatures = np.asarray(config.escape_temperatures)
+    exact = np.array([1 / _passage_time(t) for t in temperatures])
+    steps = math.ceil(5 / exact.min() / h)  # 1% are left at the end; their time is counted
+    ts = h * jnp.arange(steps + 1)
+    start = (jnp.full(config.escape_paths, -1.0), jnp.zeros(config.escape_paths))
+    claims, metrics, rates, errors = [], {}, [], []
+    for i, (temperature, reference) in enumerate(zip(temperatures, exact, strict=True)):
+        one, args = jax.random.fold_in(key, i), jnp.asarray(temperature, ts.dtype)
+        out = ensemble(
+            PASSAGE, start, ts, key=one, args=args, method=EulerMaruyama(), save_every=steps
+        ).check()
+        x, clock = (np.asarray(leaf[-1], np.float64) for leaf in out.xs)
+        passed = int((x >= 1).sum())
+        rates.append(passed / clock.sum())
+        errors.append(rates[-1] / math.sqrt(max(passed, 1)))
+        source = f"mean first-passage integral, {100 * config.escape_tolerance:.0f}%"
+        tolerance = config.escape_tolerance * reference
+        name = f"double well: rate of passage at T = {temperature:g}"
+        claims.append(close_to(name, rates[-1], reference, tolerance, source, errors[-1]))
+        metrics[f"passage_rate_{temperature:g}"] = rates[-1]
+        metrics[f"passage_rate_exact_{temperature:g}"] = reference
+        metrics[f"kramers_rate_{temperature:g}"] = kramers(temperature)
+    curve = np.linspace(0.8 * temperatures.min(), 1.25 * temperatures.max(), 40)
+    arrays = {
+        "escape_temperature": temperatures,
+        "escape_rate": np.array(rates),
+        "escape_error": np.array(errors),
+        "escape_curve_temperature": curve,
+        "escape_curve": np.array([1 / _passage_time(t) for t in curve]),
+        "escape_kramers": kramers(curve),
+    }
+    return claims, metrics, arrays
+
+
+# 5. The derivative
+
+LAGS = 4  # observations at t = 1/2, 1, 3/2, 2, from x_0 = 1
+STEPS_PER_LAG = 10
+
+
+def _features(xs):
+    """What is fitted, per path (lags, paths) -> (features, paths): second moments and neighbours' products."""
+    return jnp.concatenate([xs * xs, xs[1:] * xs[:-1]])
+
+
+def _exact_paths(key, paths, k, sigma):
+    """Ornstein-Uhlenbeck paths at the observed times from the exact transition law."""
+    decay = math.exp(-k / 2)
+    spread = sigma * math.sqrt((1 - decay**2) / (2 * k))
+    xi = jax.random.normal(key, (LAGS, paths))
+
+    def step(x, z):
+        x = decay * x + spread * z
+        return x, x
+
+    return lax.scan(step, jnp.ones(paths), xi)[1]
+
+
+def _simulated_moments(log_parameters, paths, key):
+    """Mean features of `paths` simulated paths: differentiable in the logarithms of (k, sigma)."""
+    steps = LAGS * STEPS_PER_LAG
+    dtype = log_parameters.dtype
+    ts = jnp.linspace(0.0, 0.5 * LAGS, steps + 1, dtype=dtype)
+    x0, args = jnp.ones(paths, dtype), jnp.exp(log_parameters)
+    out = ensemble(OU, x0, ts, key=key, args=args, method=SRA1(), save_every=STEPS_PER_LAG, checkpoint=True)
+    return _features(out.xs[1:]).mean(1)
+
+
+def _objective(log_parameters, observed, precision, floor, paths, key):
+    """log(floor + gap^T precision gap): the logarithm keeps the far start, whose gap is huge, from setting Adam's
+    scale; floor is what sampling noise alone leaves per degree of freedom."""
+    gap = _simulated_moments(log_parameters, paths, key) - observed
+    return jnp.log(floor + gap @ precision @ gap)
+
+
+@functools.partial(jax.jit, static_argnames=("paths", "steps"))
+def _descend(start, observed, precision, floor, key, *, paths, steps):
+    """Adam from `start`; the parameters after each step and the objective before it. The noise stays the same."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, steps))
+
+    def step(carry, _):
+        theta, state = carry
+        value, slope = jax.value_and_grad(_objective)(theta, observed, precision, floor, paths, key)
+        update, state = optimizer.update(slope, state)
+        theta = optax.apply_updates(theta, update)
+        return (theta, state), (theta, value)
+
+    return lax.scan(step, (start, optimizer.init(start)), length=steps)[1]
+
+
+@in_float64
+@functools.partial(jax.jit, static_argnames=("paths",))
+def _gradient_gap(theta, observed, precision, floor, key, *, paths):
+    """Largest difference between the gradient and central differences, over the largest entry of the gradient."""
+    f = lambda theta: _objective(theta, observed, precision, floor, paths, key)
+    slope = jax.grad(f)(theta)
+    eps = 1e-5 * jnp.eye(len(theta), dtype=theta.dtype)
+    difference = jnp.stack([(f(theta + e) - f(theta - e)) / 2e-5 for e in eps])
+    return jnp.max(jnp.abs(slope - difference)) / jnp.max(jnp.abs(slope))
+
+
+@functools.partial(jax.jit, static_argnames=("paths",))
+def _sensitivity(theta, key, *, paths):
+    return jax.jacfwd(lambda theta: _simulated_moments(theta, paths, key))(theta)
+
+
+def _recover(config, key):
+    data_key, fit_key, check_key = jax.random.split(key, 3)
+    truth = np.array([config.true_rate, config.true_amplitude])
+    data = _features(_exact_paths(data_key, config.data_paths, *map(float, truth)))
+    observed = data.mean(1)
+    covariance = np.cov(np.asarray(data, np.float64))
+    precision = np.linalg.inv(covariance)
+    start = jnp.log(jnp.array([0.4, 1.6]))
+    weights = jnp.asarray(precision, start.dtype)
+    factor = 1 / config.data_paths + 1 / config.fit_paths
+    floor = jnp.asarray(factor, start.dtype)
+    path, objective = _descend(
+        start, observed, weights, floor, fit_key, paths=config.fit_paths, steps=config.fit_steps
+    )
+    found = np.exp(np.asarray(path[-1], np.float64))
+    # Delta method: the features of the data and of the simulation are both noisy.
+    slope = np.asarray(_sensitivity(path[-1], fit_key, paths=config.fit_paths), np.float64)
+    errors = found * np.sqrt(np.diag(np.linalg.inv(slope.T @ precision @ slope)) * factor)
+    gap = _gradient_gap(start, observed, weights, floor, check_key, paths=256)
+    claims = [
+        close_to(
+            f"recovered {name}", found[i], truth[i], 5 * errors[i], "the truth, 5 sampling errors", errors[i]
+        )
+        for i, name in enumerate(("rate k", "amplitude sigma"))
+    ]
+    freedom = len(observed) - 2
+    statistic = math.exp(float(objective[-1])) / factor - 1
+    claims += [
+        at_most(
+            "fit: chi^2 of the moments at the end",
+            statistic,
+            stats.chi2.isf(6e-7, freedom),
+            f"quantile of chi^2 with {freedom} degrees of freedom, p = 6e-7",
+        ),
+        at_most(
+            "gradient through the simulator: relative difference from central differences",
+            gap,
+            1e-6,
+            "float64, eps 1e-5",
+        ),
+    ]
+    metrics = {"recovered_rate": found[0], "recovered_amplitude": found[1], "fit_chi2": statistic}
+    metrics |= {
+        "rate_sampling_error": errors[0],
+        "amplitude_sampling_error": errors[1],
+        "gradient_gap": float(gap),
+    }
+    arrays = {
+        "fit_path": np.exp(np.concatenate([np.asarray(start)[None], np.asarray(path)])),
+        "fit_truth": truth,
+        "fit_error": errors,
+    }
+    return claims, metrics, arrays
+
+
+def plot(result: Result) -> Any:
+    """Six panels: variance, strong and weak errors, density, escape rates, parameters along the descent."""
+    import matplotlib.pyplot as plt
+
+    a = result.arrays
+    figure, axes = plt.subplots(2, 3, figsize=(13.5, 7.6), layout="constrained")
+    _plot_moments(axes[0, 0], a)
+    _plot_strong(axes[0, 1], a)
+    _plot_weak(axes[0, 2], a)
+    _plot_density(axes[1, 0], a)
+    _plot_escape(axes[1, 1], a)
+    _plot_fit(axes[1, 2], a)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.title.set_fontsize(11)
+    return figure
+
+
+def _plot_moments(axis, a):
+    axis.plot(a["ou_grid"], a["ou_var_exact"], "k--", lw=1, label="equation")
+    axis.plot(a["ou_grid"], a["ou_var_scheme"], "C0", lw=1.5, label="scheme's recursion")
+    axis.errorbar(a["ou_t"], a["ou_var"], 5 * a["ou_var_error"], fmt="C0o", ms=5, label="simulated, ±5 s.e.")
+    axis.set(xlabel="time t", ylabel="variance of x(t)", title="Ornstein-Uhlenbeck, Euler-Maruyama")
+    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.0, 0.88))
+    inset = axis.inset_axes((0.52, 0.12, 0.45, 0.42))
+    inset.axhline(0, color="k", ls="--", lw=1)
+    inset.plot(a["ou_grid"], a["ou_var_scheme"] - a["ou_var_exact"], "C0", lw=1.2)
+    gap = a["ou_var"] - np.interp(a["ou_t"], a["ou_grid"], a["ou_var_exact"])
+    inset.errorbar(a["ou_t"], gap, 5 * a["ou_var_error"], fmt="C0o", ms=3, lw=1)
+    inset.set_title("minus the equation's", fontsize=8)
+    inset.tick_params(labelsize=7)
+
+
+def _orders(axis, h, values, bars, slopes, orders, labels):
+    """Errors against h, each with a line of its theoretical slope through the geometric mean of its points."""
+    for i, (value, bar, slope, order, label) in enumerate(
+        zip(values, bars, slopes, orders, labels, strict=True)
+    ):
+        colour, marker = f"C{i}", "osD^v"[i]
+        middle, scale = np.exp(np.log(h).mean()), np.exp(np.log(value).mean())
+        axis.plot(h, scale * (h / middle) ** order, colour, lw=1, alpha=0.6)
+        axis.errorbar(
+            h, value, bar, fmt=marker, color=colour, ms=5, label=f"{label}: {slope:.2f} ({order:g})"
+        )
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xlabel("step h")
+    axis.legend(frameon=False, fontsize=8, title="measured slope (theory, line)", title_fontsize=8)
+
+
+def _plot_strong(axis, a):
+    orders = [order for _, _, order, _ in STRONG]
+    labels = [f"{type(m).__name__}, {'GBM' if name == 'gbm' else 'double well'}" for name, m, *_ in STRONG]
+    _orders(axis, a["strong_h"], a["strong_error"], a["strong_error_bar"], a["strong_slope"], orders, labels)
+    axis.set(ylabel="root mean square error at t = 1", title="Strong order")
+
+
+def _plot_weak(axis, a):
+    orders, labels = [order for _, order, _ in WEAK], [type(m).__name__ for m, *_ in WEAK]
+    for theory in a["weak_theory"]:
+        axis.plot(a["weak_fine_h"], theory, "k--", lw=1)
+    _orders(axis, a["weak_h"], a["weak_error"], a["weak_error_bar"], a["weak_slope"], orders, labels)
+    axis.set(ylabel=r"$|E\,x_h(1)^2 - E\,x(1)^2|$", title="Weak order, OU (dashed: exact recursion)")
+
+
+def _plot_density(axis, a):
+    axis.bar(a["well_x"], a["well_histogram"], np.diff(a["well_x"])[0], color="C0", alpha=0.4, label="SRA1")
+    axis.plot(a["well_grid"], a["well_density"], "k", lw=1.2, label=r"$e^{-V/T}/Z$")
+    axis.set(xlabel="x", ylabel="stationary density", title="Double well")
+    axis.legend(frameon=False, fontsize=9, loc="upper right")
+
+
+def _plot_escape(axis, a):
+    axis.plot(
+        1 / a["escape_curve_temperature"], a["escape_curve"], "k", lw=1.2, label="first-passage integral"
+    )
+    axis.plot(1 / a["escape_curve_temperature"], a["escape_kramers"], "k:", lw=1.2, label="Kramers")
+    axis.errorbar(
+        1 / a["escape_temperature"],
+        a["escape_rate"],
+        5 * a["escape_error"],
+        fmt="C0o",
+        ms=5,
+        label="simulated, ±5 s.e.",
+    )
+    axis.set_yscale("log")
+    axis.set(
+        xlabel="inverse temperature 1/T", ylabel="rate of passage from -1 to 1", title="Escape from a well"
+    )
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _plot_fit(axis, a):
+    for i, name in enumerate(("rate k", r"amplitude $\sigma$")):
+        truth, error = a["fit_truth"][i], a["fit_error"][i]
+        axis.axhspan(truth - 5 * error, truth + 5 * error, color=f"C{i}", alpha=0.2, lw=0)
+        axis.axhline(truth, color=f"C{i}", ls="--", lw=1)
+        axis.plot(a["fit_path"][:, i], f"C{i}", lw=1.5, label=name)
+    axis.set(
+        xlabel="step of Adam", ylabel="parameter", title="Recovered through the simulator (band: ±5 s.e.)"
+    )
+    axis.legend(frameon=False, fontsize=9)
