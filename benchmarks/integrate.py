@@ -1,7 +1,7 @@
-"""Ensembles of Ornstein-Uhlenbeck paths: physml beside hand-written scans and diffrax, as ratios from one run.
+"""Ensembles of Ornstein-Uhlenbeck paths: physml beside hand-written scans and diffrax, as ratios.
 
-    taskset -c 0 python benchmarks/integrate.py            # one core: the table of the documentation
-    python benchmarks/integrate.py --quick                 # smaller, for a look
+taskset -c 0 python benchmarks/integrate.py            # one core: the table of the documentation
+python benchmarks/integrate.py --quick                 # smaller, for a look
 """
 
 import argparse
@@ -57,7 +57,7 @@ def ours(x0, ts, key, rate, checkpoint=False):
 
 def ours_vmap(x0, ts, key, rate):
     steps = len(ts) - 1
-    one = lambda x, key: integrate(dynamics, x, ts, key=key, args=rate, save_every=steps).xs[-1]  # noqa: E731
+    one = lambda x, key: integrate(dynamics, x, ts, key=key, args=rate, save_every=steps).xs[-1]
     return jax.vmap(one)(x0, jax.random.split(key, len(x0)))
 
 
@@ -95,7 +95,9 @@ def one_system(steps):
 
     f, g = jax.jit(by_hand), jax.jit(ours_one)
     best = race({"hand-written": lambda: f(x0, ts, key, RATE), "integrate": lambda: g(x0, ts, key, RATE)})
-    rows = [(n, f"{t * 1e9 / (steps * x0.size):.2f}", f"{t / best['hand-written']:.2f}") for n, t in best.items()]
+    rows = [
+        (n, f"{t * 1e9 / (steps * x0.size):.2f}", f"{t / best['hand-written']:.2f}") for n, t in best.items()
+    ]
     table(f"One system of 4096 x {DIM}, {steps} steps", rows, ("", "ns per number", "ratio"))
 
 
@@ -105,7 +107,7 @@ def gradients(paths, steps):
     contenders = {"hand-written forward": lambda: fwd(x0, ts, key, RATE)}
     memory = {}
     for name, checkpoint in (("gradient, stored", False), ("gradient, checkpointed", True)):
-        loss = lambda rate, x0, c=checkpoint: jnp.mean(ours(x0, ts, key, rate, c) ** 2)  # noqa: E731
+        loss = lambda rate, x0, c=checkpoint: jnp.mean(ours(x0, ts, key, rate, c) ** 2)
         grad = jax.jit(jax.grad(loss, argnums=(0, 1)))
         contenders[name] = lambda g=grad: g(RATE, x0)
         memory[name] = temp_bytes(jax.grad(loss, argnums=(0, 1)), RATE, x0)
@@ -141,9 +143,11 @@ def against_diffrax(paths, steps):
 
     x0, ts, key = jnp.ones((paths, DIM)), jnp.linspace(0.0, 1.0, steps + 1), jax.random.key(0)
     keys = jax.random.split(key, paths)
-    terms = lambda path: diffrax.MultiTerm(  # noqa: E731
+    terms = lambda path: diffrax.MultiTerm(
         diffrax.ODETerm(lambda t, x, a: -a * x),
-        diffrax.ControlTerm(lambda t, x, a: lineax.DiagonalLinearOperator(jnp.full(DIM, jnp.sqrt(2.0))), path),
+        diffrax.ControlTerm(
+            lambda t, x, a: lineax.DiagonalLinearOperator(jnp.full(DIM, jnp.sqrt(2.0))), path
+        ),
     )
 
     def solve(x, path):
@@ -153,8 +157,8 @@ def against_diffrax(paths, steps):
         ).ys[0]  # fmt: skip
 
     like = jax.ShapeDtypeStruct((DIM,), jnp.float32)
-    unsafe = lambda x, k: solve(x, diffrax.UnsafeBrownianPath(like, k))  # noqa: E731
-    tree = lambda x, k: solve(x, diffrax.VirtualBrownianTree(0.0, 1.0, 0.5 / steps, like, k))  # noqa: E731
+    unsafe = lambda x, k: solve(x, diffrax.UnsafeBrownianPath(like, k))
+    tree = lambda x, k: solve(x, diffrax.VirtualBrownianTree(0.0, 1.0, 0.5 / steps, like, k))
     driven = Diffrax(diffrax.Euler())
     calls = {
         "ensemble": jax.jit(lambda x: ours(x, ts, key, RATE)),
@@ -165,7 +169,9 @@ def against_diffrax(paths, steps):
         "diffrax, VirtualBrownianTree": jax.jit(lambda x: jax.vmap(tree)(x, keys)),
     }
     best = race({name: (lambda f=f: f(x0)) for name, f in calls.items()}, rounds=3)
-    rows = [(n, f"{t * 1e9 / (paths * steps * DIM):.1f}", f"{t / best['ensemble']:.1f}") for n, t in best.items()]
+    rows = [
+        (n, f"{t * 1e9 / (paths * steps * DIM):.1f}", f"{t / best['ensemble']:.1f}") for n, t in best.items()
+    ]
     table(f"Against diffrax, {paths} paths x {steps} steps", rows, ("", "ns per number", "ratio"))
 
 
@@ -177,11 +183,13 @@ def floor(lanes=10_000, steps=1000):
 
     @jax.jit
     def alone(x):
-        return lax.scan(lambda x, k: (0.9 * x + noise.normal(key, k, like, grid), None), x, jnp.arange(steps))[0]
+        return lax.scan(
+            lambda x, k: (0.9 * x + noise.normal(key, k, like, grid), None), x, jnp.arange(steps)
+        )[0]
 
     @jax.jit
     def jax_normal(x):
-        step = lambda x, k: (0.9 * x + jax.random.normal(jax.random.fold_in(key, k), x.shape), None)  # noqa: E731
+        step = lambda x, k: (0.9 * x + jax.random.normal(jax.random.fold_in(key, k), x.shape), None)
         return lax.scan(step, x, jnp.arange(steps))[0]
 
     best = race({"physml.core.noise.normal": lambda: alone(x0),

@@ -1,4 +1,4 @@
-"""Types, status codes, step-indexed noise, loops, fixed points and continuation, quadrature, the float64 rule."""
+"""Types, status codes, step-indexed noise, loops, fixed points, continuation, quadrature, float64."""
 
 from physml.core import noise as noise
 from physml.core.continuation import Branch as Branch, Branches as Branches, continuation as continuation

@@ -14,8 +14,8 @@ from physml.core.status import Status
 
 
 class Branch(eqx.Module):
-    """Fixed points along `params` (n,), in the order of `params` whichever way they were followed: `values` is a
-    pytree like x0 with a leading axis n; `residual`, `steps` and `status` have one entry per point."""
+    """Fixed points along `params` (n,), in the order of `params` whichever way they were followed: `values`
+    is a pytree like x0 with a leading axis n; `residual`, `steps` and `status` have one entry per point."""
 
     params: Array
     values: PyTree
@@ -30,8 +30,8 @@ class Branch(eqx.Module):
 
 
 class Branches(eqx.Module):
-    """The branch reached from the first parameter and the one reached from the last; in a bistable region they
-    differ, which is hysteresis."""
+    """The branch reached from the first parameter and the one reached from the last; in a bistable region
+    they differ, which is hysteresis."""
 
     forward: Branch
     backward: Branch
@@ -44,7 +44,7 @@ class Branches(eqx.Module):
 
     def bistable(self, tol: float = 1e-3) -> Array:
         """(n,) True where the two branches differ by more than `tol` in some entry."""
-        gap = lambda a, b: jnp.max(jnp.abs(a - b).reshape(len(a), -1), axis=1)  # noqa: E731
+        gap = lambda a, b: jnp.max(jnp.abs(a - b).reshape(len(a), -1), axis=1)
         gaps = jax.tree.leaves(jax.tree.map(gap, self.forward.values, self.backward.values))
         return jnp.stack(gaps).max(0) > tol
 
@@ -60,15 +60,16 @@ def continuation(
 ) -> Branch | Branches:
     """Solve x = f(x, p) at every p of `params`, each from the solution before.
 
-    **Arguments.** `params` (n,): parameters in order; n is the resolution at which a branch is followed. `x0`: where
-    the first solve starts (for "both" also the backward one: pass a pair (x0_first, x0_last) in a `dict` with keys
-    `forward` and `backward` for two starts). `direction`: from the first parameter on, from the last one back, or
-    both. `predictor`: start from the last solution, or from the secant through the last two (follows steep branches
-    with fewer iterations, but can jump off near a fold). `options`: those of `fixed_point`; with `Damped` only
-    stable branches are followed, with `Newton` unstable ones too, up to their folds.
+    **Arguments.** `params` (n,): parameters in order; n is the resolution at which a branch is followed.
+    `x0`: where the first solve starts (for "both" also the backward one: pass a pair (x0_first, x0_last) in a
+    `dict` with keys `forward` and `backward` for two starts). `direction`: from the first parameter on, from
+    the last one back, or both. `predictor`: start from the last solution, or from the secant through the last
+    two (follows steep branches with fewer iterations, but can jump off near a fold). `options`: those of
+    `fixed_point`; with `Damped` only stable branches are followed, with `Newton` unstable ones too, up to
+    their folds.
 
-    **Returns** a `Branch`, or `Branches(forward, backward)` for "both". A point that does not converge says so in
-    its status and hands its last iterate on.
+    **Returns** a `Branch`, or `Branches(forward, backward)` for "both". A point that does not converge says
+    so in its status and hands its last iterate on.
 
     **Example.** Curie and Weiss in a field: `continuation(lambda m, h: jnp.tanh(2 * m + h),
     jnp.linspace(-1, 1, 101), -1.0, direction="both").bistable()`.
@@ -80,12 +81,17 @@ def continuation(
         raise ValueError(f"direction must be 'forward', 'backward' or 'both', got {direction!r}")
     if predictor not in ("last", "secant"):
         raise ValueError(f"predictor must be 'last' or 'secant', got {predictor!r}")
-    if direction == "both":
-        starts = x0 if isinstance(x0, dict) and set(x0) == {"forward", "backward"} else None
-        one = lambda way: continuation(  # noqa: E731
-            f, params, x0 if starts is None else starts[way], direction=way, predictor=predictor, **options
-        )
-        return Branches(one("forward"), one("backward"))
+    if direction != "both":
+        return _follow(f, params, x0, direction == "backward", predictor, options)
+    pair = isinstance(x0, dict) and set(x0) == {"forward", "backward"}
+    first, last = (x0["forward"], x0["backward"]) if pair else (x0, x0)
+    return Branches(
+        _follow(f, params, first, False, predictor, options),
+        _follow(f, params, last, True, predictor, options),
+    )
+
+
+def _follow(f, params, x0, reverse: bool, predictor: str, options: dict) -> Branch:
     x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf, float)), x0)
 
     def solve(carry, p):
@@ -96,5 +102,5 @@ def continuation(
         out = fixed_point(lambda x: f(x, p), guess, **options)
         return (out.value, last), (out.value, out.residual, out.steps, out.status)
 
-    _, (values, residual, steps, state) = lax.scan(solve, (x0, x0), params, reverse=direction == "backward")
+    _, (values, residual, steps, state) = lax.scan(solve, (x0, x0), params, reverse=reverse)
     return Branch(params, values, residual, steps, state)

@@ -53,7 +53,9 @@ class AbstractIteration(eqx.Module):
         """State of the iteration at its start."""
 
     @abc.abstractmethod
-    def next(self, f: Callable[[Array], Array], x: Array, fx: Array, state: PyTree) -> tuple[Array, PyTree, Array]:
+    def next(
+        self, f: Callable[[Array], Array], x: Array, fx: Array, state: PyTree
+    ) -> tuple[Array, PyTree, Array]:
         """The next iterate, the state, and whether the iteration has given up."""
 
 
@@ -63,7 +65,7 @@ def _check_unit(name: str, value: Scalar) -> None:
 
 
 class Damped(AbstractIteration):
-    r"""$x \leftarrow (1 - a) x + a f(x)$ with $a$ = `damping`; linear convergence at rate $|1 - a + a f'|$."""
+    r"""$x \leftarrow (1 - a) x + a f(x)$ with $a$ = `damping`; converges at rate $|1 - a + a f'|$."""
 
     damping: Scalar = 0.5
 
@@ -91,9 +93,10 @@ class Anderson(AbstractIteration):
     $$\min_w \left|\sum_i w_i r_i\right|^2 + \lambda\, \overline{|r|^2} |w|^2,\quad \sum_i w_i = 1;\qquad
       x' = \sum_i w_i (x_i + a\, r_i)$$
 
-    **Arguments.** `depth`: iterates kept, >= 2. `damping`: a. `ridge`: lambda, which keeps the weights bounded when
-    the residuals become parallel. `growth`: a residual larger than this times the best restarts the memory with a
-    damped step. `patience`: iterations without a new best residual before it stops as `stagnated`.
+    **Arguments.** `depth`: iterates kept, >= 2. `damping`: a. `ridge`: lambda, which keeps the weights
+    bounded when the residuals become parallel. `growth`: a residual larger than this times the best restarts
+    the memory with a damped step. `patience`: iterations without a new best residual before it stops as
+    `stagnated`.
 
     **See** Walker and Ni, SIAM J. Numer. Anal. 49, 1715 (2011).
     """
@@ -122,7 +125,7 @@ class Anderson(AbstractIteration):
         count = jnp.where(restart, 0, state.count)
         slot = count % self.depth
         xs, rs = state.x.at[slot].set(x), state.r.at[slot].set(r)
-        # Empty slots are excluded by a unit matrix in their place; w solves (R R^T + ridge) w = 1, normalised.
+        # Empty slots hold a unit matrix, which excludes them; w solves (R R^T + ridge) w = 1, normalised.
         used = jnp.arange(self.depth) < jnp.minimum(count + 1, self.depth)
         gram = jnp.where(used[:, None] & used[None, :], rs @ rs.T, 0.0)
         scale = jnp.trace(gram) / jnp.sum(used).astype(x.dtype) + jnp.finfo(x.dtype).tiny
@@ -136,10 +139,10 @@ class Anderson(AbstractIteration):
 
 
 class Newton(AbstractIteration):
-    r"""$x' = x + t\,(I - \partial f)^{-1} (f(x) - x)$, t halved until the residual falls: quadratic convergence.
+    r"""$x' = x + t\,(I - \partial f)^{-1} (f(x) - x)$, t halved until the residual falls.
 
-    Finds unstable fixed points as readily as stable ones. `linear_solver`: a lineax solver; None forms the Jacobian
-    up to 1000 unknowns and uses GMRES above. `halvings`: of t at most.
+    Converges quadratically, to unstable fixed points as readily as to stable ones. `linear_solver`: a lineax
+    solver; None forms the Jacobian up to 1000 unknowns and uses GMRES above. `halvings`: of t at most.
     """
 
     linear_solver: Any = None
@@ -192,17 +195,19 @@ def fixed_point(
 ) -> FixedPoint:
     r"""Solve x = f(x) from x0.
 
-    **Arguments.** `f`: maps a pytree of real or complex floating arrays to its like; arrays it captures may be
-    differentiated. `method`: `Damped(0.5)` (default), `Anderson(depth)` or `Newton()`. `tol`: on
-    max|f(x) - x| / (1 + max|x|), by default eps^(3/4); one below 4 eps is raised to 4 eps and a run that reaches
-    that is `precision_limited`, which counts as success. `adjoint`: the derivative, by the implicit function
-    theorem or through the iterations (all `max_steps` of them are then stored). `linear_solver`: a lineax solver
-    for the implicit derivative. `history`: keep all iterates.
+    **Arguments.** `f`: maps a pytree of real or complex floating arrays to its like; arrays it captures may
+    be differentiated. `method`: `Damped(0.5)` (default), `Anderson(depth)` or `Newton()`. `tol`: on max|f(x)
+    - x| / (1 + max|x|), by default eps^(3/4); one below 4 eps is raised to 4 eps and a run that reaches that
+    is `precision_limited`, which counts as success. `adjoint`: the derivative, by the implicit function
+    theorem or through the iterations (all `max_steps` of them are then stored). `linear_solver`: a lineax
+    solver for the implicit derivative. `history`: keep all iterates.
 
     **Returns** `FixedPoint(value, residual, steps, status, history)`; status `not_converged`, `stagnated` or
-    `diverged` with the iteration where it ended. The derivative of a value that did not converge means nothing.
+    `diverged` with the iteration where it ended. The derivative of a value that did not converge means
+    nothing.
 
-    **Example.** `fixed_point(lambda m: jnp.tanh(beta * m), jnp.array(0.9))`, the magnetisation of Curie and Weiss.
+    **Example.** `fixed_point(lambda m: jnp.tanh(beta * m), jnp.array(0.9))`, the magnetisation of Curie and
+    Weiss.
     """
     method = Damped() if method is None else method
     if not isinstance(method, AbstractIteration):
@@ -213,21 +218,23 @@ def fixed_point(
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
     x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), x0)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(x0)):
-        raise ValueError(f"x0 must be floating point, got {[str(leaf.dtype) for leaf in jax.tree.leaves(x0)]}")
+        raise ValueError(
+            f"x0 must be floating point, got {[str(leaf.dtype) for leaf in jax.tree.leaves(x0)]}"
+        )
     out = jax.eval_shape(f, x0)
     shapes = [(a.shape, b.shape) for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(x0), strict=False)]
     if jax.tree.structure(out) != jax.tree.structure(x0) or any(a != b for a, b in shapes):
         raise ValueError(f"f must return what it is given: {jax.tree.map(jnp.shape, x0)}, got {out}")
 
     flat0, restore = _flatten(x0)
-    flat_f = lambda v: _flatten(f(restore(v)))[0].astype(v.dtype)  # noqa: E731
+    flat_f = lambda v: _flatten(f(restore(v)))[0].astype(v.dtype)
     eps = float(jnp.finfo(flat0.dtype).eps)
     wanted = jnp.asarray(eps**0.75 if tol is None else tol, flat0.dtype)
     floor = jnp.asarray(4 * eps, flat0.dtype)
-    run = lambda f, x, loop: _iterate(f, x, method, jnp.maximum(wanted, floor), max_steps, history, loop)  # noqa: E731
+    run = lambda f, x, loop: _iterate(f, x, method, jnp.maximum(wanted, floor), max_steps, history, loop)
 
     # custom_root gives its auxiliary output float tangents, so counters travel as floats.
-    floats = lambda out: jax.tree.map(lambda leaf: leaf.astype(flat0.dtype), out)  # noqa: E731
+    floats = lambda out: jax.tree.map(lambda leaf: leaf.astype(flat0.dtype), out)
 
     if adjoint == "unrolled":
         value, (residual, steps, code, trail) = run(flat_f, flat0, _scan_until)
@@ -269,7 +276,7 @@ def _iterate(f, x, method, tol, max_steps, history, loop):
 
     trail = None
     if history:
-        nan = lambda *shape: jnp.full(shape, jnp.nan, x.dtype)  # noqa: E731
+        nan = lambda *shape: jnp.full(shape, jnp.nan, x.dtype)
         trail = (nan(max_steps + 1, x.size), nan(max_steps + 1))
     fx, zero = f(x), jnp.asarray(0, jnp.int32)
     start = (x, fx, method.init(x), zero, jnp.asarray(False), record(trail, zero, x, fx))
@@ -286,7 +293,7 @@ def _while_not(done, advance, carry, max_steps):
 
 def _scan_until(done, advance, carry, max_steps):
     """The same loop with a static length, which reverse mode can go through."""
-    body = lambda c, _: (lax.cond(done(c), lambda c: c, advance, c), None)  # noqa: E731
+    body = lambda c, _: (lax.cond(done(c), lambda c: c, advance, c), None)
     return lax.scan(body, carry, length=max_steps)[0]
 
 

@@ -2,11 +2,11 @@ r"""Step-indexed noise: a pure function of (key, step, lane, entry).
 
 The key of step $k$ is `fold_in(key, k)`; a counter (lane, pair) then goes through Threefry-2x32 and *both*
 words of its output are used. The noise of one path does not depend on which other paths run beside it, on how
-steps are grouped, or on how lanes are laid over devices: a lane alone, inside an ensemble and on any number of
-devices sees the same bits, and a gradient can redraw what it does not want to store.
+steps are grouped, or on how lanes are laid over devices: a lane alone, inside an ensemble and on any number
+of devices sees the same bits, and a gradient can redraw what it does not want to store.
 
-**Reference.** Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3 (2011); Box and Muller
-(1958).
+**Reference.** Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3 (2011); Box and
+Muller (1958).
 """
 
 import math
@@ -44,7 +44,9 @@ def threefry(k0: Array, k1: Array, x0: Array, x1: Array) -> tuple[Array, Array]:
 def check_key(key: Any) -> None:
     """Raise a `ValueError` unless `key` is one typed key."""
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
-        raise ValueError(f"key must be one typed key, jax.random.key(seed); got {type(key).__name__} {key!r:.60}")
+        raise ValueError(
+            f"key must be one typed key, jax.random.key(seed); got {type(key).__name__} {key!r:.60}"
+        )
 
 
 def step_key(key: Key, step: Any) -> Array:
@@ -112,7 +114,7 @@ def _counters(first: int, count: int, lanes: Array) -> tuple[Array, Array]:
 
 
 def _leaves(like: PyTree):
-    """(index of the first pair, number of pairs, event shape, dtype) of every leaf, counted on from leaf to leaf."""
+    """(index of the first pair, number of pairs, event shape, dtype) of every leaf, counted on."""
     leaves, treedef = jax.tree.flatten(like)
     first, out = 0, []
     for leaf in leaves:
@@ -126,16 +128,17 @@ def _leaves(like: PyTree):
 
 
 def normal(key: Key, step: Any, like: PyTree, lanes: Any = 0) -> PyTree:
-    r"""Standard normals of step `step`, $\xi_{cj} = \xi(\text{key}, \text{step}, c, j)$ for lane $c$, entry $j$.
+    r"""Standard normals $\xi_{cj} = \xi(\text{key}, \text{step}, c, j)$ for lane $c$ and entry $j$.
 
-    **Arguments.** `key`: typed key. `step`: integer, may be traced. `like`: the state of ONE lane, a pytree of real
-    floating arrays (or of shapes and dtypes). `lanes`: integers of shape () or (L,), the lanes to draw.
+    **Arguments.** `key`: typed key. `step`: integer, may be traced. `like`: the state of ONE lane, a pytree
+    of real floating arrays (or of shapes and dtypes). `lanes`: integers of shape () or (L,), the lanes to
+    draw.
 
-    **Returns** a pytree like `like`, leaves of shape (*event, *lanes.shape): lanes go last, where a CPU vectorises
-    over them. Entries depend on the event's size, not on which other lanes are drawn.
+    **Returns** a pytree like `like`, leaves of shape (*event, *lanes.shape): lanes go last, where a CPU
+    vectorises over them. Entries depend on the event's size, not on which other lanes are drawn.
 
-    **Cost.** About 2.4 ns a number on one CPU core in float32. Tails reach 6.6 standard deviations in float32,
-    8.5 in float64.
+    **Cost.** About 2.4 ns a number on one CPU core in float32. Tails reach 6.6 standard deviations in
+    float32, 8.5 in float64.
     """
     words = step_key(key, step)
     lanes = jnp.asarray(lanes)
@@ -143,8 +146,8 @@ def normal(key: Key, step: Any, like: PyTree, lanes: Any = 0) -> PyTree:
 
     def leaf(first, pairs, shape, dtype):
         size = math.prod(shape)
-        # Every entry computes its pair and takes one half of it. Joining two halves would share the work, but a
-        # CPU compiler does not vectorise a concatenation fused with its producers: ten times slower at worst.
+        # Every entry computes its pair and takes one half of it. Joining two halves would share the work,
+        # but a CPU compiler does not vectorise a concatenation fused with its producers: ten times slower.
         lane, entry = _counters(0, size, lanes)
         later = entry >= jnp.uint32(pairs)
         pair = jnp.where(later, entry - jnp.uint32(pairs), entry) + jnp.uint32(first)

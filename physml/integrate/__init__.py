@@ -3,12 +3,12 @@
 from physml.integrate.adaptive import Diffrax as Diffrax
 from physml.integrate.dynamics import Dynamics as Dynamics, Matrix as Matrix
 from physml.integrate.methods import (
+    RK4 as RK4,
     SRA1 as SRA1,
     AbstractMethod as AbstractMethod,
     EulerMaruyama as EulerMaruyama,
     Heun as Heun,
     Leapfrog as Leapfrog,
     Milstein as Milstein,
-    RK4 as RK4,
 )
 from physml.integrate.simulate import Trajectory as Trajectory, ensemble as ensemble, integrate as integrate

@@ -1,8 +1,9 @@
 r"""Diffrax for what a scan of fixed steps cannot do: adaptive, stiff and implicit solves.
 
-With a step-size controller the times of `integrate` are save points and the noise is diffrax's virtual Brownian
-tree. Without one the times are the steps, and the noise is physml's own, indexed by step: diffrax then sees the
-same Brownian path as the methods of this package, bit for bit, and a path costs what a scan costs.
+With a step-size controller the times of `integrate` are save points and the noise is diffrax's virtual
+Brownian tree. Without one the times are the steps, and the noise is physml's own, indexed by step: diffrax
+then sees the same Brownian path as the methods of this package, bit for bit, and a path costs what a scan
+costs.
 """
 
 from typing import Any
@@ -21,11 +22,12 @@ from physml.integrate.dynamics import Dynamics, brownian_like, like, noise_kind
 class Diffrax(eqx.Module):
     r"""A diffrax solver as a method of `integrate` and `ensemble`.
 
-    **Arguments.** `solver`: a diffrax solver, `diffrax.Tsit5()`, `diffrax.Kvaerno5()`, `diffrax.EulerHeun()`, ...
-    `controller`: a diffrax step-size controller such as `diffrax.PIDController(rtol=1e-5, atol=1e-7)`; None steps
-    from each time of `ts` to the next. `adjoint`: a diffrax adjoint (None: its recursive checkpointing).
-    `dt0`: first step of a controller (None: chosen by it; for noise (ts[1] - ts[0])). `tolerance`: resolution of
-    the virtual Brownian tree, by default half the smallest gap of ts over 1000. `max_steps`: of an adaptive solve.
+    **Arguments.** `solver`: a diffrax solver, `diffrax.Tsit5()`, `diffrax.Kvaerno5()`, `diffrax.EulerHeun()`,
+    ... `controller`: a diffrax step-size controller such as `diffrax.PIDController(rtol=1e-5, atol=1e-7)`;
+    None steps from each time of `ts` to the next. `adjoint`: a diffrax adjoint (None: its recursive
+    checkpointing). `dt0`: first step of a controller (None: chosen by it; for noise (ts[1] - ts[0])).
+    `tolerance`: resolution of the virtual Brownian tree, by default half the smallest gap of ts over 1000.
+    `max_steps`: of an adaptive solve.
 
     The solver's calculus is yours to match: it is compared with that of the dynamics where diffrax says it.
     """
@@ -37,29 +39,34 @@ class Diffrax(eqx.Module):
     tolerance: Scalar | None = None
     max_steps: int = eqx.field(static=True, default=16**4)
 
-    def solve(self, dynamics: Dynamics, x0: PyTree, ts: Any, *, key: Any, args: Any, lane: Any, save_every: int):
+    def solve(
+        self, dynamics: Dynamics, x0: PyTree, ts: Any, *, key: Any, args: Any, lane: Any, save_every: int
+    ):
         """States at ts[::save_every], a status code and the number of steps taken; for `integrate`."""
         import diffrax
 
         dynamics = self._in_solver_calculus(dynamics)
         fixed = self.controller is None
         drift = diffrax.ODETerm(lambda t, x, args: _cast(dynamics.drift(t, x, args), x))
-        if dynamics.noise is None:
+        g = dynamics.noise
+        if g is None:
             terms = drift
         else:
-            shape = brownian_like(jax.eval_shape(dynamics.noise, ts[0], x0, args), x0)
+            shape = brownian_like(jax.eval_shape(g, ts[0], x0, args), x0)
             area = getattr(self.solver, "minimal_levy_area", diffrax.BrownianIncrement)
             if fixed:
-                path = _path_class()(ts, key, jnp.asarray(lane), shape)
+                path = _path_class()(ts=ts, key=key, lane=jnp.asarray(lane), like=shape)
             else:
                 gap = jnp.min(jnp.diff(ts))
-                tol = 0.5e-3 * gap if self.tolerance is None else self.tolerance
+                tol = 0.5e-3 * gap if self.tolerance is None else jnp.asarray(self.tolerance, ts.dtype)
                 tree_key = jax.random.fold_in(key, lane)
                 path = diffrax.VirtualBrownianTree(ts[0], ts[-1], tol, shape, tree_key, levy_area=area)
-            amplitude = lambda t, x, args: _operator(dynamics.noise(t, x, args), x)  # noqa: E731
+            amplitude = lambda t, x, args: _operator(g(t, x, args), x)
             terms = diffrax.MultiTerm(drift, diffrax.ControlTerm(amplitude, path))
         steps = len(ts) - 1
-        dt0 = ts[1] - ts[0] if self.dt0 is None and dynamics.noise is not None else self.dt0
+        dt0 = None if self.dt0 is None else jnp.asarray(self.dt0, ts.dtype)
+        if dt0 is None and dynamics.noise is not None:
+            dt0 = ts[1] - ts[0]
         solution = diffrax.diffeqsolve(
             terms,
             self.solver,
@@ -75,7 +82,9 @@ class Diffrax(eqx.Module):
             **({} if self.adjoint is None else {"adjoint": self.adjoint}),
         )
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(solution.ys)]).all()
-        failed = jnp.where(solution.result == diffrax.RESULTS.max_steps_reached, Code.max_steps, Code.diverged)
+        failed = jnp.where(
+            solution.result == diffrax.RESULTS.max_steps_reached, Code.max_steps, Code.diverged
+        )
         good = (solution.result == diffrax.RESULTS.successful) & finite
         return solution.ys, jnp.where(good, Code.ok, failed), solution.stats["num_steps"]
 
@@ -89,8 +98,8 @@ class Diffrax(eqx.Module):
         if isinstance(self.solver, diffrax.AbstractStratonovichSolver):
             return dynamics.in_calculus("stratonovich")
         raise ValueError(
-            f"{type(self.solver).__name__} does not say which calculus it converges in; with noise use a diffrax "
-            "solver for SDEs such as Euler, EulerHeun, Heun, ItoMilstein, ShARK or SPaRK"
+            f"{type(self.solver).__name__} does not say which calculus it converges in; with noise use a "
+            "diffrax solver for SDEs such as Euler, EulerHeun, Heun, ItoMilstein, ShARK or SPaRK"
         )
 
 
@@ -98,7 +107,7 @@ def _path_class():
     import diffrax
 
     class StepIndexedPath(diffrax.AbstractBrownianPath):
-        """Brownian increments over the intervals of a time grid, the ones `core.noise` gives to the same steps.
+        """Brownian increments over the intervals of a time grid, those of `core.noise` for the same steps.
 
         A query is matched to a grid interval by its midpoint, so rounding in t cannot change the number.
         """
@@ -139,12 +148,12 @@ def _operator(value: Any, x: PyTree) -> Any:
     """The noise amplitude as the linear operator that diffrax multiplies dW with."""
     import lineax
 
-    struct = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)  # noqa: E731
+    struct = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     if noise_kind(value, x) == "matrix":
         dw = brownian_like(value, x)
         if isinstance(x, jax.Array) and x.ndim == 1:
             return lineax.MatrixLinearOperator(jnp.asarray(value.value, x.dtype))
-        product = lambda w: jax.tree.map(  # noqa: E731
+        product = lambda w: jax.tree.map(
             lambda g, leaf: jnp.tensordot(g.astype(leaf.dtype), w.astype(leaf.dtype), 1), value.value, x
         )
         return lineax.FunctionLinearOperator(product, struct(dw))

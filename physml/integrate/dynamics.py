@@ -25,12 +25,12 @@ class Matrix(eqx.Module):
 
 
 class Dynamics(eqx.Module):
-    r"""The stochastic differential equation $dx = f(t, x)\,dt + g(t, x)\,dW$, or the ODE $\dot x = f$ without noise.
+    r"""The SDE $dx = f(t, x)\,dt + g(t, x)\,dW$, or without noise the ODE $\dot x = f(t, x)$.
 
-    **Arguments.** `drift(t, x, args)`: a field on one sample; x is any pytree of floating arrays and the drift has
-    its structure. `noise(t, x, args)`, or None for an ODE: a number (every entry of x has a Brownian motion of
-    its own, all with this amplitude), a pytree like x (diagonal noise: entry i depends on entry i of x alone), or
-    a `Matrix`. `calculus`: the meaning of the product for a g that depends on x.
+    **Arguments.** `drift(t, x, args)`: a field on one sample; x is any pytree of floating arrays and the
+    drift has its structure. `noise(t, x, args)`, or None for an ODE: a number (every entry of x has a
+    Brownian motion of its own, all with this amplitude), a pytree like x (diagonal noise: entry i depends on
+    entry i of x alone), or a `Matrix`. `calculus`: the meaning of the product for a g that depends on x.
 
     **See** `in_calculus`, which adds the drift that turns one calculus into the other, and `integrate`.
     """
@@ -55,9 +55,9 @@ class Dynamics(eqx.Module):
 
         $$f_{\rm Strat} = f_{\rm Ito} - \tfrac12 \sum_k (G_k \cdot \nabla) G_k,$$
 
-        $G_k$ being the amplitude of the k-th Brownian motion; $\tfrac12 g_i \partial_i g_i$ for diagonal noise. By
-        forward differentiation: one pass for diagonal noise, d for scalar and m for matrix noise; nothing is left
-        of it after compilation when g does not depend on x.
+        $G_k$ being the amplitude of the k-th Brownian motion; $\tfrac12 g_i \partial_i g_i$ for diagonal
+        noise. By forward differentiation: one pass for diagonal noise, d for scalar and m for matrix noise;
+        nothing is left of it after compilation when g does not depend on x.
         """
         if self.noise is None or calculus == self.calculus:
             return Dynamics(self.drift, self.noise, calculus=calculus)
@@ -99,13 +99,14 @@ def spurious_drift(noise: Callable[[PyTree], Any], x: PyTree) -> PyTree:
 
 def noise_kind(value: Any, x: PyTree) -> Literal["scalar", "diagonal", "matrix"]:
     """How the noise amplitude acts on the state x; a `ValueError` when its shape fits neither way."""
-    describe = lambda tree: str(jax.tree.map(lambda leaf: jnp.shape(leaf), tree))  # noqa: E731
+    describe = lambda tree: str(jax.tree.map(lambda leaf: jnp.shape(leaf), tree))
     if isinstance(value, Matrix):
         same = jax.tree.structure(value.value) == jax.tree.structure(x)
         pairs = zip(jax.tree.leaves(value.value), jax.tree.leaves(x), strict=False)
         if not same or any(jnp.shape(g)[:-1] != jnp.shape(leaf) or jnp.ndim(g) == 0 for g, leaf in pairs):
             raise ValueError(
-                f"Matrix noise needs leaves (*event, m); got {describe(value.value)} for a state {describe(x)}"
+                f"Matrix noise needs leaves (*event, m); got {describe(value.value)} "
+                f"for a state {describe(x)}"
             )
         if len({jnp.shape(g)[-1] for g in jax.tree.leaves(value.value)}) != 1:
             raise ValueError(f"all leaves of a Matrix share the last axis m; got {describe(value.value)}")
@@ -117,7 +118,8 @@ def noise_kind(value: Any, x: PyTree) -> Literal["scalar", "diagonal", "matrix"]
     if len(jax.tree.leaves(value)) == 1 and jnp.shape(jax.tree.leaves(value)[0]) == ():
         return "scalar"
     raise ValueError(
-        f"noise must return a number, a pytree like the state {describe(x)}, or a Matrix; got {describe(value)}"
+        f"noise must return a number, a pytree like the state {describe(x)}, or a Matrix; "
+        f"got {describe(value)}"
     )
 
 
@@ -128,14 +130,18 @@ def _one_number(value):
 def like(value: Any, x: PyTree) -> PyTree:
     """A scalar or diagonal amplitude as a pytree like x, in its dtypes."""
     if noise_kind(value, x) == "scalar":
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(_one_number(value).astype(leaf.dtype), leaf.shape), x)
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(_one_number(value).astype(leaf.dtype), leaf.shape), x
+        )
     return jax.tree.map(lambda g, leaf: jnp.asarray(g, leaf.dtype), value, x)
 
 
 def apply_noise(value: Any, dw: PyTree, x: PyTree) -> PyTree:
     """g dW as a pytree like x, for any kind of amplitude."""
     if isinstance(value, Matrix):
-        return jax.tree.map(lambda g, leaf: jnp.tensordot(g.astype(leaf.dtype), dw.astype(leaf.dtype), 1), value.value, x)
+        return jax.tree.map(
+            lambda g, leaf: jnp.tensordot(g.astype(leaf.dtype), dw.astype(leaf.dtype), 1), value.value, x
+        )
     if noise_kind(value, x) == "scalar":
         return jax.tree.map(lambda w: _one_number(value).astype(w.dtype) * w, dw)
     return jax.tree.map(lambda g, w: jnp.asarray(g, w.dtype) * w, value, dw)

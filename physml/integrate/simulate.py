@@ -22,8 +22,8 @@ class Trajectory(eqx.Module):
     """What a simulation saw.
 
     `ts` (saved,): the saved times, the first and the last of the simulation among them. `xs`: the states, a
-    pytree like x0 with a leading axis `saved` (and `paths` behind it for an ensemble). `status`: `diverged` with
-    the step by which a state was no longer finite.
+    pytree like x0 with a leading axis `saved` (and `paths` behind it for an ensemble). `status`: `diverged`
+    with the step by which a state was no longer finite.
     """
 
     ts: Array
@@ -51,17 +51,17 @@ def integrate(
 ) -> Trajectory:
     r"""Integrate $dx = f\,dt + g\,dW$ from x0 along the time grid `ts`.
 
-    **Arguments.** `x0`: one sample, any pytree of floating arrays. `ts` (steps + 1,): increasing times, one step of
-    the method between neighbours. `key`: needed when there is noise. `args`: handed to drift and noise. `method`:
-    by default `EulerMaruyama` with noise and `RK4` without; `Diffrax(...)` for adaptive, stiff and dense solves.
-    `save_every`: divides the number of steps. `checkpoint`: gradients keep O(sqrt steps) states and redraw the
-    noise. `lane`: which path of an ensemble this is; path c of `ensemble` is `integrate(..., lane=c)`.
-    `progress`: show a bar (not inside jit).
+    **Arguments.** `x0`: one sample, any pytree of floating arrays. `ts` (steps + 1,): increasing times, one
+    step of the method between neighbours. `key`: needed when there is noise. `args`: handed to drift and
+    noise. `method`: by default `EulerMaruyama` with noise and `RK4` without; `Diffrax(...)` for adaptive,
+    stiff and dense solves. `save_every`: divides the number of steps. `checkpoint`: gradients keep O(sqrt
+    steps) states and redraw the noise. `lane`: which path of an ensemble this is; path c of `ensemble` is
+    `integrate(..., lane=c)`. `progress`: show a bar (not inside jit).
 
     **Returns** `Trajectory(ts, xs, status)` with `xs[0] = x0` and `xs[-1]` the state at `ts[-1]`.
 
-    **Errors.** `ValueError` for a missing key, times that do not increase, integer states, shapes that do not fit,
-    a method that is not made for the noise. A state that is no longer finite is a status.
+    **Errors.** `ValueError` for a missing key, times that do not increase, integer states, shapes that do not
+    fit, a method that is not made for the noise. A state that is no longer finite is a status.
 
     **Example.**
     ```python
@@ -73,7 +73,7 @@ def integrate(
     args = _as_args(args)
     if isinstance(method, Diffrax):
         return _diffrax(dynamics, method, x0, ts, key, args, lane, save_every)
-    run = lambda x, ts, first, every: _march(  # noqa: E731
+    run = lambda x, ts, first, every: _march(
         dynamics, method, x, ts, key, args, lane, first, every, checkpoint, False
     )
     return _trajectory(*_in_pieces(run, x0, ts, save_every, progress), x0, ts, save_every, 0)
@@ -95,10 +95,10 @@ def ensemble(
     """Integrate many independent samples with one key: x0 (paths, ...) to xs (saved, paths, ...).
 
     Path c sees the noise of lane `first_lane + c`, whatever runs beside it: the numbers are those of
-    `integrate(..., key=key, lane=c)`, of any part of the ensemble and of an ensemble sharded over devices along
-    `paths` (give x0 a `NamedSharding`; nothing is communicated). Inside, paths are the last axis, where the noise
-    and the arithmetic vectorise; this is 4 to 5 times faster on a CPU than vmap over keys. Other arguments and
-    errors are those of `integrate`.
+    `integrate(..., key=key, lane=c)`, of any part of the ensemble and of an ensemble sharded over devices
+    along `paths` (give x0 a `NamedSharding`; nothing is communicated). Inside, paths are the last axis, where
+    the noise and the arithmetic vectorise; this is 4 to 5 times faster on a CPU than vmap over keys. Other
+    arguments and errors are those of `integrate`.
     """
     leaves = jax.tree.leaves(x0)
     sizes = {jnp.shape(leaf)[:1] for leaf in leaves}
@@ -115,10 +115,10 @@ def ensemble(
     args = _as_args(args)
     lanes = jnp.asarray(first_lane, jnp.uint32) + jnp.arange(paths, dtype=jnp.uint32)
     if isinstance(method, Diffrax):
-        solve = lambda x, lane: _diffrax(dynamics, method, x, ts, key, args, lane, save_every)  # noqa: E731
+        solve = lambda x, lane: _diffrax(dynamics, method, x, ts, key, args, lane, save_every)
         out = jax.vmap(solve)(x0, lanes)
         return Trajectory(out.ts[0], jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), out.xs), out.status)
-    run = lambda x, ts, first, every: _march(  # noqa: E731
+    run = lambda x, ts, first, every: _march(
         dynamics, method, x, ts, key, args, lanes, first, every, checkpoint, True
     )
     return _trajectory(*_in_pieces(run, x0, ts, save_every, progress), x0, ts, save_every, 1)
@@ -143,7 +143,7 @@ def _march(dynamics, method, x0, ts, key, args, lanes, first, save_every, checkp
     if dynamics.noise is not None:
         one = jax.tree.map(lambda leaf: leaf[..., 0], x0) if batched else x0
         normals = (brownian_like(jax.eval_shape(dynamics.noise, ts[0], one, args), one),) * method.normals
-        draw = lambda k: noise.normal(key, k, normals, lanes)  # noqa: E731
+        draw = lambda k: noise.normal(key, k, normals, lanes)
     x, xs = march(step, x0, steps, draw=draw, first=first, save_every=save_every, checkpoint=checkpoint)
     if batched:
         x = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), x)
@@ -196,7 +196,9 @@ def _diffrax(dynamics, method, x0, ts, key, args, lane, save_every):
 def _as_state(leaf):
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise ValueError(f"the state must be floating point; got {dtype}: write x0.astype(float), or 1.0 for 1")
+        raise ValueError(
+            f"the state must be floating point; got {dtype}: write x0.astype(float), or 1.0 for 1"
+        )
     return jnp.asarray(leaf, dtype)
 
 
@@ -247,7 +249,9 @@ def _validate(dynamics, x0, ts, key, args, method, save_every):
     _check_shapes(dynamics, x0, ts, args)
     if isinstance(method, AbstractMethod):
         if method.calculus == "ode" and dynamics.noise is not None:
-            raise ValueError(f"{type(method).__name__} is for ODEs; with noise use EulerMaruyama, Heun, SRA1, ...")
+            raise ValueError(
+                f"{type(method).__name__} is for ODEs; with noise use EulerMaruyama, Heun, SRA1, ..."
+            )
         method.validate(dynamics, ts[0], x0, args)
         if method.calculus in ("ito", "stratonovich") and method.calculus != dynamics.calculus:
             check_elementwise(dynamics, ts[0], x0, args)
@@ -256,7 +260,7 @@ def _validate(dynamics, x0, ts, key, args, method, save_every):
 
 def _check_shapes(dynamics, x0, ts, args):
     out = jax.eval_shape(dynamics.drift, ts[0], x0, args)
-    shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]  # noqa: E731
+    shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]
     if jax.tree.structure(out) != jax.tree.structure(x0) or shapes(out) != shapes(x0):
         raise ValueError(
             f"drift must return what x0 is: {jax.tree.structure(x0)} with shapes {shapes(x0)}; "
