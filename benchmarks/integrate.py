@@ -95,9 +95,7 @@ def one_system(steps):
 
     f, g = jax.jit(by_hand), jax.jit(ours_one)
     best = race({"hand-written": lambda: f(x0, ts, key, RATE), "integrate": lambda: g(x0, ts, key, RATE)})
-    rows = [
-        (n, f"{t * 1e9 / (steps * x0.size):.2f}", f"{t / best['hand-written']:.2f}") for n, t in best.items()
-    ]
+    rows = [(n, f"{t * 1e9 / (steps * x0.size):.2f}", f"{t / best['hand-written']:.2f}") for n, t in best.items()]
     table(f"One system of 4096 x {DIM}, {steps} steps", rows, ("", "ns per number", "ratio"))
 
 
@@ -145,9 +143,7 @@ def against_diffrax(paths, steps):
     keys = jax.random.split(key, paths)
     terms = lambda path: diffrax.MultiTerm(
         diffrax.ODETerm(lambda t, x, a: -a * x),
-        diffrax.ControlTerm(
-            lambda t, x, a: lineax.DiagonalLinearOperator(jnp.full(DIM, jnp.sqrt(2.0))), path
-        ),
+        diffrax.ControlTerm(lambda t, x, a: lineax.DiagonalLinearOperator(jnp.full(DIM, jnp.sqrt(2.0))), path),
     )
 
     def solve(x, path):
@@ -169,9 +165,7 @@ def against_diffrax(paths, steps):
         "diffrax, VirtualBrownianTree": jax.jit(lambda x: jax.vmap(tree)(x, keys)),
     }
     best = race({name: (lambda f=f: f(x0)) for name, f in calls.items()}, rounds=3)
-    rows = [
-        (n, f"{t * 1e9 / (paths * steps * DIM):.1f}", f"{t / best['ensemble']:.1f}") for n, t in best.items()
-    ]
+    rows = [(n, f"{t * 1e9 / (paths * steps * DIM):.1f}", f"{t / best['ensemble']:.1f}") for n, t in best.items()]
     table(f"Against diffrax, {paths} paths x {steps} steps", rows, ("", "ns per number", "ratio"))
 
 
@@ -183,9 +177,7 @@ def floor(lanes=10_000, steps=1000):
 
     @jax.jit
     def alone(x):
-        return lax.scan(
-            lambda x, k: (0.9 * x + noise.normal(key, k, like, grid), None), x, jnp.arange(steps)
-        )[0]
+        return lax.scan(lambda x, k: (0.9 * x + noise.normal(key, k, like, grid), None), x, jnp.arange(steps))[0]
 
     @jax.jit
     def jax_normal(x):

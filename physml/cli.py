@@ -87,9 +87,7 @@ def _parse(name: str, recipe: Any, rest: list[str]) -> Any:
         ("progress", bool, dataclasses.field(default=sys.stderr.isatty())),
     ]
     options = dataclasses.make_dataclass("Options", fields, frozen=True)
-    parsed = tyro.cli(
-        options, args=rest, prog=f"physml run {name}", description=f"{USAGE}\n\n{recipe.__doc__}"
-    )
+    parsed = tyro.cli(options, args=rest, prog=f"physml run {name}", description=f"{USAGE}\n\n{recipe.__doc__}")
     return dataclasses.make_dataclass("Run", [*(f[0] for f in fields), "smoke"], frozen=True)(
         parsed.config, parsed.out, parsed.seed, parsed.progress, smoke
     )

@@ -53,9 +53,7 @@ class AbstractIteration(eqx.Module):
         """State of the iteration at its start."""
 
     @abc.abstractmethod
-    def next(
-        self, f: Callable[[Array], Array], x: Array, fx: Array, state: PyTree
-    ) -> tuple[Array, PyTree, Array]:
+    def next(self, f: Callable[[Array], Array], x: Array, fx: Array, state: PyTree) -> tuple[Array, PyTree, Array]:
         """The next iterate, the state, and whether the iteration has given up."""
 
 
@@ -218,9 +216,7 @@ def fixed_point(
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
     x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), x0)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(x0)):
-        raise ValueError(
-            f"x0 must be floating point, got {[str(leaf.dtype) for leaf in jax.tree.leaves(x0)]}"
-        )
+        raise ValueError(f"x0 must be floating point, got {[str(leaf.dtype) for leaf in jax.tree.leaves(x0)]}")
     out = jax.eval_shape(f, x0)
     shapes = [(a.shape, b.shape) for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(x0), strict=False)]
     if jax.tree.structure(out) != jax.tree.structure(x0) or any(a != b for a, b in shapes):

@@ -23,14 +23,16 @@ def _cast_up(leaf):
 
 
 def in_float64(function: F) -> F:
-    """Decorator: compute `function` in float64, return the caller's dtype; the global x64 flag stays as it is.
+    """Decorator: compute in float64, return the caller's dtype, leave the global x64 flag as it is.
 
-    Floating arrays among the arguments are cast up inside `jax.enable_x64(True)` and results are cast down before
-    leaving it, because a float64 array that leaks out silently becomes float32 later. The caller's dtype is the
-    widest floating dtype among the array arguments, or jax's default (float32 unless x64 is on) when there are
-    none. Static leaves, integers and typed keys pass through; integer results come back as the default integer.
+    Floating arrays among the arguments are cast up inside `jax.enable_x64(True)` and results are cast down
+    before leaving it, because a float64 array that leaks out silently becomes float32 later. The caller's
+    dtype is the widest floating dtype among the array arguments, or jax's default (float32 unless x64 is on)
+    when there are none. Static leaves, integers and typed keys pass through; integer results come back as the
+    default integer.
 
-    Holds inside jit, grad, vmap and scan. More than 7 digits in the result need x64 switched on, or float64 input.
+    Holds inside jit, grad, vmap and scan. More than 7 digits in the result need x64 switched on, or float64
+    input.
     """
 
     @functools.wraps(function)

@@ -1,8 +1,8 @@
 """Loops over steps: noise drawn a chunk ahead, thinning, and gradients with memory O(sqrt steps).
 
 `march` advances a state by `step(state, k, noise_k)` for k = first, ..., first + steps - 1 and records every
-`save_every`-th state. Noise comes from `draw(k)` and is drawn for a chunk of steps in one call: a CPU draws many
-small vectors at the price of one. Because noise is indexed by step, chunks change no number.
+`save_every`-th state. Noise comes from `draw(k)` and is drawn for a chunk of steps in one call: a CPU draws
+many small vectors at the price of one. Because noise is indexed by step, chunks change no number.
 """
 
 import math
@@ -60,10 +60,11 @@ def march(
 
     **Arguments.** `step(state, k, noise)`: one step. `draw(k)`: the noise of step k, any pytree (None
     for a deterministic step). `first`: index of the first step, may be traced. `save_every`: must divide
-    `steps`. `chunk`: steps of noise drawn at once; by default from the size of one draw. `checkpoint`: recompute
-    blocks of about sqrt(steps) steps in the backward pass instead of storing them.
+    `steps`. `chunk`: steps of noise drawn at once; by default from the size of one draw. `checkpoint`:
+    recompute blocks of about sqrt(steps) steps in the backward pass instead of storing them.
 
-    **Returns** the last state, and the observations stacked on a new leading axis of length steps / save_every.
+    **Returns** the last state, and the observations stacked on a new leading axis of length steps /
+    save_every.
     """
     if save_every < 1 or steps % save_every:
         raise ValueError(f"save_every must divide the number of steps; got save_every={save_every}, steps={steps}")

@@ -44,9 +44,7 @@ def threefry(k0: Array, k1: Array, x0: Array, x1: Array) -> tuple[Array, Array]:
 def check_key(key: Any) -> None:
     """Raise a `ValueError` unless `key` is one typed key."""
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
-        raise ValueError(
-            f"key must be one typed key, jax.random.key(seed); got {type(key).__name__} {key!r:.60}"
-        )
+        raise ValueError(f"key must be one typed key, jax.random.key(seed); got {type(key).__name__} {key!r:.60}")
 
 
 def step_key(key: Key, step: Any) -> Array:

@@ -34,8 +34,9 @@ def gauss_hermite(n: int, dtype: Any = None) -> tuple[Array, Array]:
 def gaussian_average(f: Callable[..., PyTree], n: int = 64, *, dims: int = 1, dtype: Any = None) -> PyTree:
     r"""$\int Dz_1 \cdots Dz_k\, f(z_1, \dots, z_k)$ on a product grid of $n^k$ nodes.
 
-    `f` takes `dims` numbers and returns a pytree; it is mapped over the grid. Converges geometrically for analytic f
-    and slowly across kinks: use more nodes, or an exact split, for tanh at low temperature and for ReLU.
+    `f` takes `dims` numbers and returns a pytree; it is mapped over the grid. Converges geometrically for
+    analytic f and slowly across kinks: use more nodes, or an exact split, for tanh at low temperature and for
+    ReLU.
     """
     nodes, weights = gauss_hermite(n, dtype)
     axes = jnp.meshgrid(*[nodes] * dims, indexing="ij")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import jax.core
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 

@@ -39,9 +39,7 @@ class Diffrax(eqx.Module):
     tolerance: Scalar | None = None
     max_steps: int = eqx.field(static=True, default=16**4)
 
-    def solve(
-        self, dynamics: Dynamics, x0: PyTree, ts: Any, *, key: Any, args: Any, lane: Any, save_every: int
-    ):
+    def solve(self, dynamics: Dynamics, x0: PyTree, ts: Any, *, key: Any, args: Any, lane: Any, save_every: int):
         """States at ts[::save_every], a status code and the number of steps taken; for `integrate`."""
         import diffrax
 
@@ -82,9 +80,7 @@ class Diffrax(eqx.Module):
             **({} if self.adjoint is None else {"adjoint": self.adjoint}),
         )
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(solution.ys)]).all()
-        failed = jnp.where(
-            solution.result == diffrax.RESULTS.max_steps_reached, Code.max_steps, Code.diverged
-        )
+        failed = jnp.where(solution.result == diffrax.RESULTS.max_steps_reached, Code.max_steps, Code.diverged)
         good = (solution.result == diffrax.RESULTS.successful) & finite
         return solution.ys, jnp.where(good, Code.ok, failed), solution.stats["num_steps"]
 

@@ -105,8 +105,7 @@ def noise_kind(value: Any, x: PyTree) -> Literal["scalar", "diagonal", "matrix"]
         pairs = zip(jax.tree.leaves(value.value), jax.tree.leaves(x), strict=False)
         if not same or any(jnp.shape(g)[:-1] != jnp.shape(leaf) or jnp.ndim(g) == 0 for g, leaf in pairs):
             raise ValueError(
-                f"Matrix noise needs leaves (*event, m); got {describe(value.value)} "
-                f"for a state {describe(x)}"
+                f"Matrix noise needs leaves (*event, m); got {describe(value.value)} for a state {describe(x)}"
             )
         if len({jnp.shape(g)[-1] for g in jax.tree.leaves(value.value)}) != 1:
             raise ValueError(f"all leaves of a Matrix share the last axis m; got {describe(value.value)}")
@@ -118,8 +117,7 @@ def noise_kind(value: Any, x: PyTree) -> Literal["scalar", "diagonal", "matrix"]
     if len(jax.tree.leaves(value)) == 1 and jnp.shape(jax.tree.leaves(value)[0]) == ():
         return "scalar"
     raise ValueError(
-        f"noise must return a number, a pytree like the state {describe(x)}, or a Matrix; "
-        f"got {describe(value)}"
+        f"noise must return a number, a pytree like the state {describe(x)}, or a Matrix; got {describe(value)}"
     )
 
 
@@ -130,9 +128,7 @@ def _one_number(value):
 def like(value: Any, x: PyTree) -> PyTree:
     """A scalar or diagonal amplitude as a pytree like x, in its dtypes."""
     if noise_kind(value, x) == "scalar":
-        return jax.tree.map(
-            lambda leaf: jnp.broadcast_to(_one_number(value).astype(leaf.dtype), leaf.shape), x
-        )
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(_one_number(value).astype(leaf.dtype), leaf.shape), x)
     return jax.tree.map(lambda g, leaf: jnp.asarray(g, leaf.dtype), value, x)
 
 

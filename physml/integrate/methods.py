@@ -99,9 +99,7 @@ class Heun(AbstractMethod):
         kick = _kick(dynamics, t, x, xi[0], h, args)
         guess = plus(add(x, (h, f)), kick)
         kick_end = _kick(dynamics, t + h, guess, xi[0], h, args)
-        return add(
-            x, (0.5 * h, f), (0.5 * h, dynamics.drift(t + h, guess, args)), (0.5, kick), (0.5, kick_end)
-        )
+        return add(x, (0.5 * h, f), (0.5 * h, dynamics.drift(t + h, guess, args)), (0.5, kick), (0.5, kick_end))
 
 
 class Milstein(AbstractMethod):

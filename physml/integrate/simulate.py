@@ -73,9 +73,7 @@ def integrate(
     args = _as_args(args)
     if isinstance(method, Diffrax):
         return _diffrax(dynamics, method, x0, ts, key, args, lane, save_every)
-    run = lambda x, ts, first, every: _march(
-        dynamics, method, x, ts, key, args, lane, first, every, checkpoint, False
-    )
+    run = lambda x, ts, first, every: _march(dynamics, method, x, ts, key, args, lane, first, every, checkpoint, False)
     return _trajectory(*_in_pieces(run, x0, ts, save_every, progress), x0, ts, save_every, 0)
 
 
@@ -118,9 +116,7 @@ def ensemble(
         solve = lambda x, lane: _diffrax(dynamics, method, x, ts, key, args, lane, save_every)
         out = jax.vmap(solve)(x0, lanes)
         return Trajectory(out.ts[0], jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), out.xs), out.status)
-    run = lambda x, ts, first, every: _march(
-        dynamics, method, x, ts, key, args, lanes, first, every, checkpoint, True
-    )
+    run = lambda x, ts, first, every: _march(dynamics, method, x, ts, key, args, lanes, first, every, checkpoint, True)
     return _trajectory(*_in_pieces(run, x0, ts, save_every, progress), x0, ts, save_every, 1)
 
 
@@ -196,9 +192,7 @@ def _diffrax(dynamics, method, x0, ts, key, args, lane, save_every):
 def _as_state(leaf):
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise ValueError(
-            f"the state must be floating point; got {dtype}: write x0.astype(float), or 1.0 for 1"
-        )
+        raise ValueError(f"the state must be floating point; got {dtype}: write x0.astype(float), or 1.0 for 1")
     return jnp.asarray(leaf, dtype)
 
 
@@ -249,9 +243,7 @@ def _validate(dynamics, x0, ts, key, args, method, save_every):
     _check_shapes(dynamics, x0, ts, args)
     if isinstance(method, AbstractMethod):
         if method.calculus == "ode" and dynamics.noise is not None:
-            raise ValueError(
-                f"{type(method).__name__} is for ODEs; with noise use EulerMaruyama, Heun, SRA1, ..."
-            )
+            raise ValueError(f"{type(method).__name__} is for ODEs; with noise use EulerMaruyama, Heun, SRA1, ...")
         method.validate(dynamics, ts[0], x0, args)
         if method.calculus in ("ito", "stratonovich") and method.calculus != dynamics.calculus:
             check_elementwise(dynamics, ts[0], x0, args)

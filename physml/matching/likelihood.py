@@ -17,7 +17,7 @@ def divergence(
 ) -> tuple[Array, Array]:
     r"""The field and its divergence $\sum_i \partial_i v_i$ at x: exactly, by d forward passes, or estimated by
     $\xi^\top (\partial v)\, \xi$ with a `probe` $\xi$ of unit covariance (Hutchinson), by one."""
-    f = lambda x: field(t, x, args)  # noqa: E731
+    f = lambda x: field(t, x, args)
     if probe is not None:
         value, slope = jax.jvp(f, (x,), (probe,))
         return value, jnp.sum(probe * slope)

@@ -1,7 +1,7 @@
 """One loss for every path and every prediction target."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -68,9 +68,7 @@ def match(
         record = path.at(t, x0, x1, z)
         value = field(t, record.x, args)
         if jnp.shape(value) != x1.shape:
-            raise ValueError(
-                f"the field must return the shape of one sample, {x1.shape}; got {jnp.shape(value)}"
-            )
+            raise ValueError(f"the field must return the shape of one sample, {x1.shape}; got {jnp.shape(value)}")
         if target == "velocity":
             error = value - record.velocity
         elif target == "denoiser":

@@ -50,13 +50,13 @@ class Path(eqx.Module):
         t = jnp.asarray(t)
         t = t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
         schedules = (self.alpha, self.beta, self.gamma or (lambda t: 0.0 * t))
-        values = lambda t: tuple(jnp.asarray(s(t), t.dtype) for s in schedules)  # noqa: E731
+        values = lambda t: tuple(jnp.asarray(s(t), t.dtype) for s in schedules)
         return jax.jvp(values, (t,), (jnp.ones_like(t),))
 
     def at(self, t: Any, x0: PyTree, x1: PyTree, z: PyTree) -> Record:
         """The record of one sample; z is unused on a path without gamma."""
         (a, b, c), (da, db, dc) = self.coefficients(t)
-        mix = lambda a, b, c: a * x0 + b * x1 + (0.0 if self.gamma is None else c * z)  # noqa: E731
+        mix = lambda a, b, c: a * x0 + b * x1 + (0.0 if self.gamma is None else c * z)
         return Record(jnp.asarray(t), mix(a, b, c), mix(da, db, dc), x0 if self.one_sided else z, x0, x1)
 
     def start(self, x0: PyTree) -> PyTree:

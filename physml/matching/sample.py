@@ -86,7 +86,7 @@ def _grid(steps: int, x0: Array) -> Array:
 def _sde(velocity: Field, score: Field, epsilon: Epsilon) -> Dynamics:
     if isinstance(epsilon, int | float) and epsilon < 0:
         raise ValueError(f"epsilon must not be negative, got {epsilon}")
-    eps = lambda t: jnp.asarray(epsilon(t) if callable(epsilon) else epsilon).astype(t.dtype)  # noqa: E731
+    eps = lambda t: jnp.asarray(epsilon(t) if callable(epsilon) else epsilon).astype(t.dtype)
 
     def drift(t, x, args):
         return jax.tree.map(lambda v, s: v + eps(t) * s, velocity(t, x, args), score(t, x, args))

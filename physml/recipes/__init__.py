@@ -29,7 +29,5 @@ def load(name: str) -> ModuleType:
 
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3) or names()
-        raise ValueError(
-            f"there is no recipe {name!r}; did you mean {', '.join(near)}? `physml list` shows all"
-        )
+        raise ValueError(f"there is no recipe {name!r}; did you mean {', '.join(near)}? `physml list` shows all")
     return importlib.import_module(f"physml.recipes.{name}")

@@ -33,9 +33,7 @@ class Claim:
 
     def __str__(self) -> str:
         value = f"{self.value:.4g}" + ("" if self.error is None else f" ± {self.error:.2g}")
-        bound = f"{self.relation} {self.reference:.4g}" + (
-            f" ± {self.tolerance:.2g}" if self.relation == "~" else ""
-        )
+        bound = f"{self.relation} {self.reference:.4g}" + (f" ± {self.tolerance:.2g}" if self.relation == "~" else "")
         return f"{'holds' if self.holds else 'FAILS'}  {self.quantity}: {value}  ({bound}; {self.source})"
 
 
@@ -49,9 +47,7 @@ def at_least(quantity: str, value: Any, bound: Any, source: str, error: Any = No
     return Claim(quantity, float(value), ">=", float(bound), source, error=_number(error))
 
 
-def close_to(
-    quantity: str, value: Any, reference: Any, tolerance: Any, source: str, error: Any = None
-) -> Claim:
+def close_to(quantity: str, value: Any, reference: Any, tolerance: Any, source: str, error: Any = None) -> Claim:
     """The claim |value - reference| <= tolerance."""
     return Claim(quantity, float(value), "~", float(reference), source, float(tolerance), _number(error))
 
