@@ -86,16 +86,16 @@ def _cos_sin_turns(quadrant: Array, rest: Array, terms: int) -> tuple[Array, Arr
     return jnp.where(minus_cos, -first, first), jnp.where(minus_sin, -second, second)
 
 
-def _normal_pair(key: Array, lanes: Array, pairs: Array, dtype: Any) -> tuple[Array, Array]:
+def _normal_pair(key: Array, lanes: Array, counters: Array, dtype: Any) -> tuple[Array, Array]:
     """Box and Muller: two independent N(0, 1) from a uniform radius and a uniform angle."""
     if dtype == jnp.float64:
-        high, low = threefry(key[0], key[1], lanes, jnp.uint32(2) * pairs)
-        turn, fine = threefry(key[0], key[1], lanes, jnp.uint32(2) * pairs + jnp.uint32(1))
+        high, low = threefry(key[0], key[1], lanes, counters)
+        turn, fine = threefry(key[0], key[1], lanes, counters + jnp.uint32(1))
         uniform = _uniform53(high, low)
         rest = lax.bitcast_convert_type(turn << jnp.uint32(2), jnp.int32).astype(dtype) * 2.0**-32
         rest, terms = rest + (fine.astype(dtype) + 0.5) * 2.0**-64, 9
     else:
-        high, turn = threefry(key[0], key[1], lanes, pairs)
+        high, turn = threefry(key[0], key[1], lanes, counters)
         uniform = _uniform(high, jnp.float32)
         rest = lax.bitcast_convert_type(turn << jnp.uint32(2), jnp.int32).astype(jnp.float32) * 2.0**-32
         terms = 4
@@ -111,8 +111,12 @@ def _counters(first: int, count: int, lanes: Array) -> tuple[Array, Array]:
     return jnp.broadcast_to(lanes.astype(jnp.uint32)[None], shape), pair
 
 
+def _stride(dtype: Any) -> int:
+    return 2 if dtype == jnp.float64 else 1
+
+
 def _leaves(like: PyTree):
-    """(index of the first pair, number of pairs, event shape, dtype) of every leaf, counted on."""
+    """(first counter, pairs, event shape, dtype) of every leaf; in float64 a pair takes two counters."""
     leaves, treedef = jax.tree.flatten(like)
     first, out = 0, []
     for leaf in leaves:
@@ -121,7 +125,7 @@ def _leaves(like: PyTree):
             raise ValueError(f"noise has the dtype of the state, which must be real floating; got {dtype}")
         pairs = -(-math.prod(shape) // 2)
         out.append((first, pairs, shape, dtype))
-        first += pairs
+        first += _stride(dtype) * pairs
     return out, treedef
 
 
@@ -148,8 +152,8 @@ def normal(key: Key, step: Any, like: PyTree, lanes: Any = 0) -> PyTree:
         # but a CPU compiler does not vectorise a concatenation fused with its producers: ten times slower.
         lane, entry = _counters(0, size, lanes)
         later = entry >= jnp.uint32(pairs)
-        pair = jnp.where(later, entry - jnp.uint32(pairs), entry) + jnp.uint32(first)
-        cos, sin = _normal_pair(words, lane, pair, dtype)
+        pair = jnp.where(later, entry - jnp.uint32(pairs), entry)
+        cos, sin = _normal_pair(words, lane, jnp.uint32(first) + jnp.uint32(_stride(dtype)) * pair, dtype)
         return jnp.where(later, sin, cos).reshape(*shape, *lanes.shape)
 
     return jax.tree.unflatten(treedef, [leaf(*row) for row in rows])
