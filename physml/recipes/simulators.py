@@ -56,9 +56,7 @@ INFO = Info(
 class Config:
     """Sizes and parameters; times are in units of 1 / (curvature of the double well at its top)."""
 
-    paths: int = (
-        2**20
-    )  # of the Ornstein-Uhlenbeck process; the standard error of its variance is sqrt(2 / paths)
+    paths: int = 2**20  # of the Ornstein-Uhlenbeck process; the standard error of its variance is sqrt(2 / paths)
     rate: float = 1.0  # k
     amplitude: float = 1.2  # sigma
     step: float = 0.1  # h of Euler and Maruyama
@@ -182,14 +180,7 @@ def _moments(config, key):
         at_most("OU, Euler-Maruyama: largest |z| of the mean", np.abs(z_mean).max(), 5, recursion),
         at_most("OU, Euler-Maruyama: largest |z| of the variance", np.abs(z_var).max(), 5, recursion),
         at_least("OU: step-size bias of the variance, in standard errors", bias / error, 5, "resolved"),
-        close_to(
-            "OU: step-size bias of the variance",
-            bias,
-            predicted,
-            5 * error,
-            "sigma^2/2k * kh/(2 - kh)",
-            error,
-        ),
+        close_to("OU: step-size bias of the variance", bias, predicted, 5 * error, "sigma^2/2k * kh/(2 - kh)", error),
     ]
     metrics = {"ou_variance": seen_var[-1], "ou_variance_continuous": limit, "ou_variance_bias": bias}
     grid = np.arange(steps + 1)
@@ -258,9 +249,7 @@ def _strong_errors(key, temperature, *, levels, finest, paths, batches):
             dynamics = GBM if name == "gbm" else WELL
             return jnp.mean((_end(method, dynamics, 1.0, ladder[level], args[name]) - truth[name]) ** 2)
 
-        return jnp.stack(
-            [jnp.stack([squares(name, method, level) for level in levels]) for name, method, *_ in STRONG]
-        )
+        return jnp.stack([jnp.stack([squares(name, method, level) for level in levels]) for name, method, *_ in STRONG])
 
     return lax.map(batch, jnp.arange(batches))
 
@@ -285,9 +274,7 @@ def _strong(config, key):
         label = type(method).__name__
         system = "geometric Brownian motion" if name == "gbm" else "double well"
         claims.append(
-            close_to(
-                f"strong order of {label}, {system}", slope, order, config.strong_tolerance, source, error
-            )
+            close_to(f"strong order of {label}, {system}", slope, order, config.strong_tolerance, source, error)
         )
         metrics[f"strong_order_{name}_{label}"] = slope
     arrays = {
@@ -333,9 +320,7 @@ def _weak_errors(key, *, k, sigma, levels, paths, batches):
             return decay * x + scale * (w * z[0] + second * z[1] + rest * z[2]), None
 
         truth = lax.scan(exact, jnp.zeros(paths, xi.dtype), jnp.moveaxis(xi, 1, 0))[0]
-        return jnp.stack(
-            [jnp.mean(_end(method, OU, 0.0, xi[:2], (k, sigma)) ** 2 - truth**2) for method, *_ in WEAK]
-        )
+        return jnp.stack([jnp.mean(_end(method, OU, 0.0, xi[:2], (k, sigma)) ** 2 - truth**2) for method, *_ in WEAK])
 
     return lax.map(lambda i: jnp.stack([at_level(level, i) for level in levels], axis=1), jnp.arange(batches))
 
@@ -350,9 +335,7 @@ def _weak_theory(k, sigma, h):
 
 def _weak(config, key):
     k, sigma, levels, b = config.rate, config.amplitude, config.weak_levels, config.batches
-    means = _weak_errors(
-        key, k=k, sigma=sigma, levels=levels, paths=max(1, config.weak_paths // b), batches=b
-    )
+    means = _weak_errors(key, k=k, sigma=sigma, levels=levels, paths=max(1, config.weak_paths // b), batches=b)
     means = np.asarray(means, np.float64)
     mean, error = means.mean(0), means.std(0, ddof=1) / math.sqrt(b)
     h = 2.0 ** -np.asarray(levels, float)
@@ -365,9 +348,7 @@ def _weak(config, key):
         label = type(method).__name__
         z = np.abs((mean[i] - theory[i]) / error[i]).max()
         claims += [
-            close_to(
-                f"weak order of {label}, OU", slopes[i], order, config.weak_tolerance, source, errors[i]
-            ),
+            close_to(f"weak order of {label}, OU", slopes[i], order, config.weak_tolerance, source, errors[i]),
             # The error comes from the batches: Student's t, whose tail is longer than the normal one.
             at_most(f"weak error of {label}, OU: largest |t|", z, 6, "the scheme's own linear recursion"),
         ]
@@ -457,9 +438,7 @@ def _escape(config, key):
     claims, metrics, rates, errors = [], {}, [], []
     for i, (temperature, reference) in enumerate(zip(temperatures, exact, strict=True)):
         one, args = jax.random.fold_in(key, i), jnp.asarray(temperature, ts.dtype)
-        out = ensemble(
-            PASSAGE, start, ts, key=one, args=args, method=EulerMaruyama(), save_every=steps
-        ).check()
+        out = ensemble(PASSAGE, start, ts, key=one, args=args, method=EulerMaruyama(), save_every=steps).check()
         x, clock = (np.asarray(leaf[-1], np.float64) for leaf in out.xs)
         passed = int((x >= 1).sum())
         rates.append(passed / clock.sum())
@@ -532,7 +511,8 @@ def _descend(start, observed, precision, floor, key, *, paths, steps):
     def step(carry, _):
         theta, state = carry
         value, slope = jax.value_and_grad(_objective)(theta, observed, precision, floor, paths, key)
-        update, state = optimizer.update(slope, state)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer count by floats
+            update, state = optimizer.update(slope, state)
         theta = optax.apply_updates(theta, update)
         return (theta, state), (theta, value)
 
@@ -566,18 +546,14 @@ def _recover(config, key):
     weights = jnp.asarray(precision, start.dtype)
     factor = 1 / config.data_paths + 1 / config.fit_paths
     floor = jnp.asarray(factor, start.dtype)
-    path, objective = _descend(
-        start, observed, weights, floor, fit_key, paths=config.fit_paths, steps=config.fit_steps
-    )
+    path, objective = _descend(start, observed, weights, floor, fit_key, paths=config.fit_paths, steps=config.fit_steps)
     found = np.exp(np.asarray(path[-1], np.float64))
     # Delta method: the features of the data and of the simulation are both noisy.
     slope = np.asarray(_sensitivity(path[-1], fit_key, paths=config.fit_paths), np.float64)
     errors = found * np.sqrt(np.diag(np.linalg.inv(slope.T @ precision @ slope)) * factor)
     gap = _gradient_gap(start, observed, weights, floor, check_key, paths=256)
     claims = [
-        close_to(
-            f"recovered {name}", found[i], truth[i], 5 * errors[i], "the truth, 5 sampling errors", errors[i]
-        )
+        close_to(f"recovered {name}", found[i], truth[i], 5 * errors[i], "the truth, 5 sampling errors", errors[i])
         for i, name in enumerate(("rate k", "amplitude sigma"))
     ]
     freedom = len(observed) - 2
@@ -597,11 +573,7 @@ def _recover(config, key):
         ),
     ]
     metrics = {"recovered_rate": found[0], "recovered_amplitude": found[1], "fit_chi2": statistic}
-    metrics |= {
-        "rate_sampling_error": errors[0],
-        "amplitude_sampling_error": errors[1],
-        "gradient_gap": float(gap),
-    }
+    metrics |= {"rate_sampling_error": errors[0], "amplitude_sampling_error": errors[1], "gradient_gap": float(gap)}
     arrays = {
         "fit_path": np.exp(np.concatenate([np.asarray(start)[None], np.asarray(path)])),
         "fit_truth": truth,
@@ -645,15 +617,11 @@ def _plot_moments(axis, a):
 
 def _orders(axis, h, values, bars, slopes, orders, labels):
     """Errors against h, each with a line of its theoretical slope through the geometric mean of its points."""
-    for i, (value, bar, slope, order, label) in enumerate(
-        zip(values, bars, slopes, orders, labels, strict=True)
-    ):
+    for i, (value, bar, slope, order, label) in enumerate(zip(values, bars, slopes, orders, labels, strict=True)):
         colour, marker = f"C{i}", "osD^v"[i]
         middle, scale = np.exp(np.log(h).mean()), np.exp(np.log(value).mean())
         axis.plot(h, scale * (h / middle) ** order, colour, lw=1, alpha=0.6)
-        axis.errorbar(
-            h, value, bar, fmt=marker, color=colour, ms=5, label=f"{label}: {slope:.2f} ({order:g})"
-        )
+        axis.errorbar(h, value, bar, fmt=marker, color=colour, ms=5, label=f"{label}: {slope:.2f} ({order:g})")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xlabel("step h")
@@ -685,9 +653,7 @@ def _plot_density(axis, a):
 
 
 def _plot_escape(axis, a):
-    axis.plot(
-        1 / a["escape_curve_temperature"], a["escape_curve"], "k", lw=1.2, label="first-passage integral"
-    )
+    axis.plot(1 / a["escape_curve_temperature"], a["escape_curve"], "k", lw=1.2, label="first-passage integral")
     axis.plot(1 / a["escape_curve_temperature"], a["escape_kramers"], "k:", lw=1.2, label="Kramers")
     axis.errorbar(
         1 / a["escape_temperature"],
@@ -698,9 +664,7 @@ def _plot_escape(axis, a):
         label="simulated, ±5 s.e.",
     )
     axis.set_yscale("log")
-    axis.set(
-        xlabel="inverse temperature 1/T", ylabel="rate of passage from -1 to 1", title="Escape from a well"
-    )
+    axis.set(xlabel="inverse temperature 1/T", ylabel="rate of passage from -1 to 1", title="Escape from a well")
     axis.legend(frameon=False, fontsize=9)
 
 
@@ -710,7 +674,5 @@ def _plot_fit(axis, a):
         axis.axhspan(truth - 5 * error, truth + 5 * error, color=f"C{i}", alpha=0.2, lw=0)
         axis.axhline(truth, color=f"C{i}", ls="--", lw=1)
         axis.plot(a["fit_path"][:, i], f"C{i}", lw=1.5, label=name)
-    axis.set(
-        xlabel="step of Adam", ylabel="parameter", title="Recovered through the simulator (band: ±5 s.e.)"
-    )
+    axis.set(xlabel="step of Adam", ylabel="parameter", title="Recovered through the simulator (band: ±5 s.e.)")
     axis.legend(frameon=False, fontsize=9)
