@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from physml.core.status import Code, Status, status
-from physml.core.types import Scalar
+from physml.core.types import Scalar, widest
 
 DENSE_LIMIT = 1000  # largest state whose Jacobian is formed when no linear solver is chosen
 
@@ -124,7 +124,7 @@ class Anderson(AbstractIteration):
         slot = count % self.depth
         xs, rs = state.x.at[slot].set(x), state.r.at[slot].set(r)
         # Empty slots hold a unit matrix, which excludes them; w solves (R R^T + ridge) w = 1, normalised.
-        used = jnp.arange(self.depth) < jnp.minimum(count + 1, self.depth)
+        used = jnp.arange(self.depth, dtype=jnp.int32) < jnp.minimum(count + 1, self.depth)
         gram = jnp.where(used[:, None] & used[None, :], rs @ rs.T, 0.0)
         scale = jnp.trace(gram) / jnp.sum(used).astype(x.dtype) + jnp.finfo(x.dtype).tiny
         gram = gram / scale + jnp.diag(jnp.where(used, jnp.asarray(self.ridge, x.dtype), 1.0))
@@ -218,8 +218,8 @@ def fixed_point(
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(x0)):
         raise ValueError(f"x0 must be floating point, got {[str(leaf.dtype) for leaf in jax.tree.leaves(x0)]}")
     out = jax.eval_shape(f, x0)
-    shapes = [(a.shape, b.shape) for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(x0), strict=False)]
-    if jax.tree.structure(out) != jax.tree.structure(x0) or any(a != b for a, b in shapes):
+    kinds = lambda tree: [(leaf.shape, jnp.iscomplexobj(leaf)) for leaf in jax.tree.leaves(tree)]
+    if jax.tree.structure(out) != jax.tree.structure(x0) or kinds(out) != kinds(x0):
         raise ValueError(f"f must return what it is given: {jax.tree.map(jnp.shape, x0)}, got {out}")
 
     flat0, restore = _flatten(x0)
@@ -297,7 +297,7 @@ def _flatten(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
     """A pytree as one real vector, complex leaves as pairs, and the way back."""
     split = jax.tree.map(lambda z: (z.real, z.imag) if jnp.iscomplexobj(z) else z, tree)
     shape = jax.tree.map(jnp.iscomplexobj, tree)
-    dtype = jnp.result_type(*[leaf.dtype for leaf in jax.tree.leaves(split)])
+    dtype = widest(*[leaf.dtype for leaf in jax.tree.leaves(split)])
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, split)
     flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(dtype), split))
 

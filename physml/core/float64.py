@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from physml.core.types import widest
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _UP = {"float16": "float64", "bfloat16": "float64", "float32": "float64", "complex64": "complex128"}
@@ -39,8 +41,7 @@ def in_float64(function: F) -> F:
     def wrapped(*args, **kwargs):
         leaves = [leaf for leaf in jax.tree.leaves((args, kwargs)) if _is_number(leaf)]
         floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-        widest = jnp.finfo(functools.reduce(jnp.promote_types, floats)).dtype if floats else None
-        down = jax.dtypes.canonicalize_dtype(widest if widest is not None else float)
+        down = jax.dtypes.canonicalize_dtype(jnp.finfo(widest(*floats)).dtype if floats else float)
         integer = jax.dtypes.canonicalize_dtype(int)
         with jax.enable_x64(True):
             args, kwargs = jax.tree.map(_cast_up, (args, kwargs))
@@ -50,7 +51,7 @@ def in_float64(function: F) -> F:
                 if not _is_number(leaf):
                     return leaf
                 if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-                    return jnp.asarray(leaf).astype(jnp.result_type(down, jnp.complex64))
+                    return jnp.asarray(leaf).astype(widest(down, jnp.complex64))
                 if jnp.issubdtype(leaf.dtype, jnp.floating):
                     return jnp.asarray(leaf).astype(down)
                 if jnp.issubdtype(leaf.dtype, jnp.signedinteger):

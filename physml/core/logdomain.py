@@ -47,7 +47,7 @@ def _axes(axis):
 def log_sub_exp(a: Any, b: Any) -> Array:
     r"""$\ln(e^a - e^b)$ for $a \ge b$; `-inf` where they are equal, NaN where a < b."""
     a, b = jnp.asarray(a), jnp.asarray(b)
-    gap = a - b
+    gap = jnp.where((a == b) & jnp.isinf(a), 0.0, a - b)  # two zeros differ by zero
     # ln(1 - e^{-gap}) two ways, each where it loses no digits; the inner `where` keeps gradients finite.
     small = gap < math.log(2.0)
     near = jnp.log(-jnp.expm1(-jnp.where(small, gap, 1.0)))

@@ -38,8 +38,15 @@ def gaussian_average(f: Callable[..., PyTree], n: int = 64, *, dims: int = 1, dt
     analytic f and slowly across kinks: use more nodes, or an exact split, for tanh at low temperature and for
     ReLU.
     """
+    if dims < 1:
+        raise ValueError(f"gaussian_average needs dims >= 1 numbers, got dims={dims}")
     nodes, weights = gauss_hermite(n, dtype)
     axes = jnp.meshgrid(*[nodes] * dims, indexing="ij")
     weight = functools.reduce(jnp.multiply, jnp.meshgrid(*[weights] * dims, indexing="ij")).ravel()
     values = jax.vmap(f)(*[axis.ravel() for axis in axes])
-    return jax.tree.map(lambda v: jnp.tensordot(weight.astype(v.dtype), v, 1), values)
+
+    def average(v):
+        v = v if jnp.issubdtype(v.dtype, jnp.inexact) else v.astype(weight.dtype)
+        return jnp.tensordot(weight.astype(v.dtype), v, 1)
+
+    return jax.tree.map(average, values)

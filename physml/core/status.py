@@ -65,9 +65,10 @@ class Status(eqx.Module):
         bad = np.argwhere(codes > Code.precision_limited)
         if len(bad) == 0:
             return self
-        first = tuple(bad[np.argmin(steps[tuple(bad.T)])])
+        first = tuple(map(int, bad[np.argmin(steps[tuple(bad.T)])]))
         code, step = Code(int(codes[first])), int(steps[first])
-        count = "" if codes.size == 1 else f"{len(bad)} of {codes.size} runs failed; the first, run {first[0]}: "
+        run = first[0] if len(first) == 1 else first
+        count = "" if codes.size == 1 else f"{len(bad)} of {codes.size} runs failed; the first, run {run}: "
         place = where(step) if where is not None else f"step {step}"
         raise Failure(f"{what}: {count}{code.name} at {place}: {_REASON[code]}")
 

@@ -1,10 +1,12 @@
 """The types that signatures share."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
@@ -24,3 +26,9 @@ def is_traced(tree: PyTree) -> bool:
     """Whether any array of `tree` has no value yet (inside jit, grad, vmap or scan)."""
 
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def widest(*dtypes: Any) -> Any:
+    """The dtype that holds them all, also where the caller forbids implicit promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
