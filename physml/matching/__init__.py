@@ -1,14 +1,39 @@
 """Transport between distributions: paths, one loss, samplers, likelihoods. t runs from 0 (source) to 1 (data)."""
 
 from physml.matching.convert import convert as convert
+from physml.matching.coupling import (
+    Assignment as Assignment,
+    Entropic as Entropic,
+    Independent as Independent,
+    Plan as Plan,
+    sinkhorn as sinkhorn,
+    squared_distances as squared_distances,
+)
+from physml.matching.exact import (
+    Fields as Fields,
+    exact_fields as exact_fields,
+    mixture_log_prob as mixture_log_prob,
+    mixture_sample as mixture_sample,
+)
+from physml.matching.light_bridge import (
+    Conditional as Conditional,
+    LightBridge as LightBridge,
+    bridge_loss as bridge_loss,
+    light_bridge as light_bridge,
+)
 from physml.matching.likelihood import divergence as divergence, log_prob as log_prob
 from physml.matching.loss import match as match
 from physml.matching.path import (
     Path as Path,
     Record as Record,
     brownian_bridge as brownian_bridge,
+    edm as edm,
     linear as linear,
+    mirror as mirror,
+    sub_variance_preserving as sub_variance_preserving,
     trigonometric as trigonometric,
+    variance_exploding as variance_exploding,
+    variance_preserving as variance_preserving,
 )
 from physml.matching.sample import (
     sample as sample,

@@ -1,7 +1,6 @@
 """One loss for every path and every prediction target."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,6 @@ from jaxtyping import Array, PyTree
 
 from physml.core.types import Field, Key
 from physml.matching.path import Path
-
-Target = Literal["velocity", "score", "denoiser", "noise"]
 
 
 def match(
@@ -21,7 +18,7 @@ def match(
     *,
     key: Key,
     args: PyTree = None,
-    target: Target = "velocity",
+    target: str = "velocity",
     coupling: Callable[..., tuple[Array, Array]] | None = None,
     weight: Callable[[Array], Array] | None = None,
 ) -> Array:

@@ -8,9 +8,8 @@ $$\dot x = v(t, x), \qquad dx = [v + \epsilon s]\,dt + \sqrt{2\epsilon}\,dW, \qu
 
 and the exact likelihood $\ln p_1(x) = \ln p_0(x_0) - \int_0^1 \nabla\!\cdot v\,dt$ of held-out digits in bits per
 dimension. Everything is held against the test set and beside one Gaussian per class (Ledoit-Wolf covariance), the
-best that two moments can do. Samples are compared as images, rounded to the 17 levels. The unbiased energy distance
-is averaged over classes: test set and samples have the same number of each class, which makes the pooled
-U-statistic negative for equal laws.
+best that two moments can do. Samples are compared as images, rounded to the 17 levels. The excess is the
+energy distance less the self-pairs, class by class, because test set and samples have fixed numbers of each class.
 
 **See** Lipman, Chen, Ben-Hamu, Nickel and Le, Flow matching for generative modeling (2022); Albergo, Boffi and
 Vanden-Eijnden, Stochastic interpolants (2023).
@@ -42,12 +41,12 @@ INFO = Info(
 class Config:
     """Training, sampling, and what the claims ask for."""
 
-    steps: int = 4500
+    steps: int = 6000
     batch_size: int = 128
-    width: int = 256
+    width: int = 320
     depth: int = 3
     learning_rate: float = 1e-3
-    weight_decay: float = 1.0
+    weight_decay: float = 2.0
     ema_decay: float = 0.999
     ode_steps: int = 50
     sde_steps: int = 200
@@ -55,6 +54,7 @@ class Config:
     likelihood_steps: int = 20
     likelihood_images: int = 360
     permutations: int = 999
+    draws: int = 10  # samples for each test digit where the excess is measured
     # the bounds of the claims
     energy_ratio: float = 2.0
     excess_ratio: float = 0.5
@@ -66,7 +66,7 @@ class Config:
 
     def __post_init__(self):
         counts = ("steps", "batch_size", "width", "depth", "ode_steps", "sde_steps", "likelihood_steps")
-        for name in (*counts, "likelihood_images", "permutations"):
+        for name in (*counts, "likelihood_images", "permutations", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"config.{name} must be at least 1, got {getattr(self, name)}")
         if self.epsilon < 0 or self.learning_rate <= 0:
@@ -77,7 +77,7 @@ PAPER = Config()
 # Seconds instead of minutes: a small net, half trained; its bounds say what that can reach.
 SMOKE = Config(
     steps=1200, width=96, depth=2, ode_steps=20, sde_steps=100, likelihood_steps=8, likelihood_images=60,
-    permutations=199, energy_ratio=4.0, excess_ratio=3.5, agreement=0.8, bits=3.3, bits_gain=-0.6,
+    permutations=199, draws=2, energy_ratio=4.0, excess_ratio=3.5, agreement=0.8, bits=3.3, bits_gain=-0.6,
 )  # fmt: skip
 
 DIM, PATH = 64, matching.linear()
@@ -114,11 +114,13 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
     )
     model = fit.ema
 
-    noise = jax.random.normal(keys[4], test.shape)
-    ode = _by_ode(model, noise, label, config.ode_steps)
+    # Many samples for each test digit take their share out of the noise of the excess; the first set is judged alone.
+    many_label = np.tile(digits.test_y, config.draws)
+    many = _by_ode(model, jax.random.normal(keys[4], (len(many_label), DIM)), jnp.asarray(many_label), config.ode_steps)
+    ode = many[: len(test)]
     sde = _by_sde(model, jax.random.normal(keys[5], test.shape), label, config.epsilon, config.sde_steps, keys[6])
     gaussians = _fit_gaussians(seen, digits.train_y)
-    rival = _sample_gaussians(gaussians, digits.test_y, keys[7])
+    rivals = _image(_sample_gaussians(gaussians, many_label, keys[7]))
 
     count = min(config.likelihood_images, len(test))
     bits = lambda x, y, steps: np.asarray(_bits(model, x, y, steps))
@@ -129,11 +131,11 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
     rival_bits = _gaussian_bits(gaussians, test[:count], digits.test_y[:count])
 
     same = metrics.permutation_test(ode, sde, key=keys[8], permutations=config.permutations)
-    images, rival, held, known = _image(ode), _image(rival), _image(test), _image(seen)
+    images, rival, held, known = _image(ode), rivals[: len(test)], _image(test), _image(seen)
     gain = rival_bits - test_bits
     floor = _resplit_distances(jnp.concatenate([held, known]), len(held), keys[8])
     distance = metrics.energy_distance(images, held)
-    excess, rival_excess = (_excess(x, held, digits.test_y) for x in (images, rival))
+    excess, rival_excess = (_excess(x, many_label, held, digits.test_y) for x in (_image(many), rivals))
     judge = _classifier(known, digits.train_y)
     agree, rival_agree = judge.score(images, digits.test_y), judge.score(rival, digits.test_y)
     near, near_test = _nearest(images, known), _nearest(held, known)
