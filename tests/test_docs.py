@@ -1,0 +1,75 @@
+"""The documentation's Python blocks run, its links lead somewhere, and every room has an API page."""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+ROOMS = sorted(page.stem for page in (DOCS / "api").glob("*.md") if page.stem != "index")
+
+
+def blocks(name):
+    found = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), flags=re.S)
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("name", ["quickstart.md", "training.md", "errors.md"])
+def test_blocks_run_in_order(name):
+    space, printed = {}, io.StringIO()
+    # A reader's session has jax's default promotion rules.
+    with (
+        contextlib.redirect_stdout(printed),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        for block in blocks(name):
+            exec(block, space)
+    text = printed.getvalue()
+    expected = {
+        "quickstart.md": r"\(2, 10000, 2\) 0\.6\d+\n-0\.4\d+\n0\.8585\d* 0\.372\d*\n",
+        "training.md": r"belongs to another run: batch_size was 64, is 32.*\n(.*\n)*\d+ .*(inf|nan) None\n",
+        "errors.md": r"(?s)key=jax\.random\.key\(seed\).*negate the drift.*got 7.*got bool.*"
+        r"\{'diverged': 1, 'ok': 2\}|\{'ok': 2, 'diverged': 1\}.*run 2: diverged at step.*"
+        r"Status\(ok.*precision_limited.*not_converged, step=3",
+    }[name]
+    assert re.search(expected, text), text
+
+
+def test_blocks_for_several_devices_run_on_two():
+    # Devices are counted when jax starts, so this page needs a process of its own.
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    program = "\n".join(blocks("pmap.md")) + "\nassert len(jax.devices()) == 2\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$", "", page.read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.is_file(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(), flags=re.M)
+            slugs = {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in headings}
+            assert anchor in slugs, f"{page.name}: {target}"
+
+
+def test_every_room_has_an_api_page_that_lists_it():
+    rooms = sorted(path.parent.name for path in (ROOT / "physml").glob("*/__init__.py"))
+    assert rooms == ROOMS
+    for room in rooms:
+        assert "<!-- every public name -->" in (DOCS / "api" / f"{room}.md").read_text()
