@@ -6,6 +6,8 @@ then sees the same Brownian path as the methods of this package, bit for bit, an
 costs.
 """
 
+import functools
+import math
 from typing import Any
 
 import equinox as eqx
@@ -51,9 +53,9 @@ class Diffrax(eqx.Module):
             terms = drift
         else:
             shape = brownian_like(jax.eval_shape(g, ts[0], x0, args), x0)
-            area = getattr(self.solver, "minimal_levy_area", diffrax.BrownianIncrement)
+            area = self._levy_area(fixed)
             if fixed:
-                path = _path_class()(ts=ts, key=key, lane=jnp.asarray(lane), like=shape)
+                path = _path_class()(ts=ts, key=key, lane=jnp.asarray(lane), like=shape, levy_area=area)
             else:
                 gap = jnp.min(jnp.diff(ts))
                 tol = 0.5e-3 * gap if self.tolerance is None else jnp.asarray(self.tolerance, ts.dtype)
@@ -84,6 +86,20 @@ class Diffrax(eqx.Module):
         good = (solution.result == diffrax.RESULTS.successful) & finite
         return solution.ys, jnp.where(good, Code.ok, failed), solution.stats["num_steps"]
 
+    def _levy_area(self, fixed: bool) -> Any:
+        """What the solver wants to know about the path: increments, or their areas in time too."""
+        import diffrax
+
+        needed = getattr(self.solver, "minimal_levy_area", diffrax.BrownianIncrement)
+        areas = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
+        area = next(area for area in areas if issubclass(area, needed))
+        if fixed and area is diffrax.SpaceTimeTimeLevyArea:
+            raise ValueError(
+                f"{type(self.solver).__name__} needs space-time-time Levy areas, which noise indexed by step has "
+                "not; pass a controller such as diffrax.ConstantStepSize() and a dt0"
+            )
+        return area
+
     def _in_solver_calculus(self, dynamics: Dynamics) -> Dynamics:
         import diffrax
 
@@ -99,6 +115,7 @@ class Diffrax(eqx.Module):
         )
 
 
+@functools.cache
 def _path_class():
     import diffrax
 
@@ -112,7 +129,7 @@ def _path_class():
         key: Any
         lane: Any
         like: PyTree = eqx.field(static=True)
-        levy_area: Any = eqx.field(static=True, default=diffrax.BrownianIncrement)
+        levy_area: Any = eqx.field(static=True)
 
         @property
         def t0(self):
@@ -128,10 +145,16 @@ def _path_class():
             step = jnp.searchsorted(self.ts, 0.5 * (t0 + t1), side="right") - 1
             step = step.astype(jnp.int32)
             h = self.ts[step + 1] - self.ts[step]
-            # The tuple is what a fixed-step method with one normal a step draws.
-            (xi,) = noise.normal(self.key, step, (self.like,), self.lane)
-            w = jax.tree.map(lambda z: jnp.sqrt(h).astype(z.dtype) * z, xi)
-            return diffrax.BrownianIncrement(dt=t1 - t0, W=w) if use_levy else w
+            # The tuple is what a fixed-step method with one or two normals a step draws.
+            count = 1 if self.levy_area is diffrax.BrownianIncrement else 2
+            normals = noise.normal(self.key, step, (self.like,) * count, self.lane)
+            scaled = jax.tree.map(lambda z: jnp.sqrt(h).astype(z.dtype) * z, normals)
+            if not use_levy:
+                return scaled[0]
+            if count == 1:
+                return diffrax.BrownianIncrement(dt=t1 - t0, W=scaled[0])
+            area = jax.tree.map(lambda z: z / math.sqrt(12.0), scaled[1])
+            return diffrax.SpaceTimeLevyArea(dt=t1 - t0, W=scaled[0], H=area)
 
     return StepIndexedPath
 

@@ -12,7 +12,7 @@ from physml.core import noise
 from physml.core.loops import march
 from physml.core.progress import progress_bar
 from physml.core.status import Code, Status, status
-from physml.core.types import Key, is_traced
+from physml.core.types import Key, is_traced, widest
 from physml.integrate.adaptive import Diffrax
 from physml.integrate.dynamics import Dynamics, brownian_like
 from physml.integrate.methods import RK4, AbstractMethod, EulerMaruyama, check_elementwise
@@ -218,7 +218,7 @@ def _validate(dynamics, x0, ts, key, args, method, save_every):
         raise ValueError("x0 has no arrays")
     x0 = jax.tree.map(_as_state, x0)
     _check_finite(x0)
-    real = jnp.result_type(*[leaf.real.dtype for leaf in jax.tree.leaves(x0)])
+    real = widest(*[leaf.real.dtype for leaf in jax.tree.leaves(x0)])
     ts = jnp.asarray(ts).astype(real)
     if ts.ndim != 1 or len(ts) < 1:
         raise ValueError(f"ts must be a vector of times, (steps + 1,); got shape {ts.shape}")
