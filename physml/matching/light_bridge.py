@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array
 
 from physml.core.types import Key, Scalar
-from physml.integrate import Dynamics, integrate
+from physml.integrate import Dynamics, Trajectory, integrate
 from physml.train import fit
 
 
@@ -68,10 +68,9 @@ class LightBridge(eqx.Module):
         pull = (self.r + s1 * x[None, :]) / (1.0 + s1 * t)
         return jnp.exp(self._log_weights(t, x)) @ pull
 
-    def path(self, x: Array, ts: Array, *, key: Key) -> Array:
-        """The bridge along the times ts, by Euler and Maruyama, (len(ts), d)."""
-        noise = lambda t, x, args: jnp.sqrt(self.epsilon)
-        return integrate(Dynamics(self.drift, noise), x, ts, key=key).check().xs
+    def simulate(self, x: Array, ts: Array, *, key: Key) -> Trajectory:
+        """The bridge from one source sample along the times ts, by Euler and Maruyama; `.xs` (len(ts), d)."""
+        return integrate(Dynamics(self.drift, lambda t, x, args: jnp.sqrt(self.epsilon)), x, ts, key=key)
 
     def log_normaliser(self, x: Array) -> Array:
         """ln c(x), the log-partition function of the conditional plan."""
