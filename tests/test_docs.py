@@ -39,7 +39,7 @@ def test_blocks_run_in_order(name):
         "quickstart.md": r"\(2, 10000, 2\) 0\.6\d+\n-0\.4\d+\n0\.8585\d* 0\.372\d*\n",
         "training.md": r"belongs to another run: batch_size was 64, is 32.*\n(.*\n)*\d+ .*(inf|nan) None\n",
         "errors.md": r"(?s)key=jax\.random\.key\(seed\).*negate the drift.*got 7.*got bool.*"
-        r"\{'diverged': 1, 'ok': 2\}|\{'ok': 2, 'diverged': 1\}.*run 2: diverged at step.*"
+        r"\{'ok': 2, 'diverged': 1\}.*run 2: diverged at step.*"
         r"Status\(ok.*precision_limited.*not_converged, step=3",
     }[name]
     assert re.search(expected, text), text
