@@ -26,7 +26,7 @@ def blocks(name):
 @pytest.mark.parametrize("name", ["quickstart.md", "training.md", "errors.md"])
 def test_blocks_run_in_order(name):
     space, printed = {}, io.StringIO()
-    # A reader's session has jax's default promotion rules.
+    # Readers have jax's default promotion rules.
     with (
         contextlib.redirect_stdout(printed),
         jax.numpy_dtype_promotion("standard"),
