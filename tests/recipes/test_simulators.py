@@ -57,9 +57,7 @@ def test_wrong_drift_of_euler_maruyama_is_seen(monkeypatch, fresh, key):
 
 def test_lost_second_normal_of_sra1_is_seen(monkeypatch, fresh, key):
     step = SRA1.step
-    without = lambda self, dynamics, t, h, x, xi, args: step(
-        self, dynamics, t, h, x, (xi[0], 0.0 * xi[1]), args
-    )
+    without = lambda self, dynamics, t, h, x, xi, args: step(self, dynamics, t, h, x, (xi[0], 0.0 * xi[1]), args)
     monkeypatch.setattr(SRA1, "step", without)
     strong, *_ = simulators._strong(SMOKE, key)
     assert "strong order of SRA1, double well" in _failed(strong)
