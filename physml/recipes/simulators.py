@@ -38,11 +38,13 @@ import optax
 from jax import lax
 from scipy import integrate as quadrature, stats
 
-from physml.core import in_float64, noise
+from physml.core import in_float64
 from physml.core.progress import progress_bar
 from physml.core.types import Key
-from physml.integrate import SRA1, Dynamics, EulerMaruyama, Heun, Milstein, ensemble
+from physml.integrate import SRA1, Dynamics, EulerMaruyama, ensemble
+from physml.recipes import _simulators_orders as orders
 from physml.recipes._result import Claim, Info, Result, at_least, at_most, close_to
+from physml.recipes._simulators_figure import plot as plot
 
 INFO = Info(
     paper="Kloeden and Platen, Numerical Solution of SDEs (1992); Roessler, SIAM J. Numer. Anal. 48, 922 (2010)",
@@ -108,7 +110,7 @@ SMOKE = Config(
 def run(config: Config, *, key: Key, progress: bool = False) -> Result:
     """All five parts. `ValueError` for a value that makes no sense, named."""
     _validate(config)
-    parts = (_moments, _strong, _weak, _well, _escape, _recover)
+    parts = (_moments, orders.strong, orders.weak, _well, _escape, _recover)
     claims: list[Claim] = []
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -148,12 +150,6 @@ def _validate(config: Config) -> None:
         )
 
 
-# The three systems; args are their parameters.
-OU = Dynamics(lambda t, x, args: -args[0] * x, lambda t, x, args: args[1])
-GBM = Dynamics(lambda t, x, args: args[0] * x, lambda t, x, args: args[1] * x)
-WELL = Dynamics(lambda t, x, args: x - x * x * x, lambda t, x, args: jnp.sqrt(2.0 * args))
-
-
 # 1. Exact moments
 
 
@@ -164,7 +160,7 @@ def _moments(config, key):
     ts = jnp.linspace(0.0, steps * h, steps + 1)
     x0 = jnp.full(config.paths, start)
     args = jnp.array([k, sigma])
-    out = ensemble(OU, x0, ts, key=key, args=args, method=EulerMaruyama(), save_every=every).check()
+    out = ensemble(orders.OU, x0, ts, key=key, args=args, method=EulerMaruyama(), save_every=every).check()
     xs = np.asarray(out.xs[1:])
     n = every * np.arange(1, len(xs) + 1)
     a = 1 - k * h
@@ -195,176 +191,6 @@ def _moments(config, key):
     return claims, metrics, arrays
 
 
-# 2. Strong order
-
-
-def _halve(xi):
-    """The normals (2, n, paths) of n steps as those of n / 2 steps of twice the length, on the same Brownian path."""
-    (a1, b1), (a2, b2) = ((row[0::2], row[1::2]) for row in xi)
-    return jnp.stack([(a1 + b1) / math.sqrt(2), (math.sqrt(3) * (a1 - b1) + a2 + b2) / math.sqrt(8)])
-
-
-def _end(method, dynamics, x0, xi, args):
-    """x(1) of each path by n = xi.shape[1] steps of `method` with the normals xi (2, n, paths)."""
-    h = 1.0 / xi.shape[1]
-    if method.calculus in ("ito", "stratonovich"):
-        dynamics = dynamics.in_calculus(method.calculus)
-
-    def step(x, xi):
-        new = lambda x, *xi: method.step(dynamics, 0.0, h, x, xi[: method.normals], args)
-        return jax.vmap(new)(x, xi[0], xi[1]), None
-
-    return lax.scan(step, jnp.full(xi.shape[-1], x0, xi.dtype), jnp.moveaxis(xi, 1, 0))[0]
-
-
-STRONG = (
-    ("gbm", EulerMaruyama(), 0.5, "Kloeden and Platen (1992), theorem 10.2.2"),
-    ("gbm", Milstein(), 1.0, "Kloeden and Platen (1992), theorem 10.3.5"),
-    ("gbm", Heun(), 1.0, "Ruemelin (1982): commutative noise"),
-    ("well", EulerMaruyama(), 1.0, "Kloeden and Platen (1992), section 10.3: additive noise"),
-    ("well", SRA1(), 1.5, "Roessler (2010), SRA1"),
-)
-GROWTH, VOLATILITY = 0.2, 0.5
-
-
-@in_float64
-@functools.partial(jax.jit, static_argnames=("levels", "finest", "paths", "batches"))
-def _strong_errors(key, temperature, *, levels, finest, paths, batches):
-    """Mean square errors (batches, len(STRONG), levels)."""
-
-    def batch(i):
-        like = jax.ShapeDtypeStruct((2, 2**finest), jnp.float64)
-        xi = noise.normal(key, i, like, jnp.arange(paths))
-        w = 2.0 ** (-finest / 2) * xi[0].sum(0)
-        args = {"gbm": (GROWTH, VOLATILITY), "well": temperature}
-        truth = {
-            "gbm": jnp.exp(GROWTH - VOLATILITY**2 / 2 + VOLATILITY * w),
-            "well": _end(SRA1(), WELL, 1.0, xi, temperature),
-        }
-        ladder = {finest: xi}
-        for level in reversed(range(min(levels), finest)):
-            ladder[level] = _halve(ladder[level + 1])
-
-        def squares(name, method, level):
-            dynamics = GBM if name == "gbm" else WELL
-            return jnp.mean((_end(method, dynamics, 1.0, ladder[level], args[name]) - truth[name]) ** 2)
-
-        return jnp.stack([jnp.stack([squares(name, method, level) for level in levels]) for name, method, *_ in STRONG])
-
-    return lax.map(batch, jnp.arange(batches))
-
-
-def _slope(levels, logs):
-    """Least-squares slope of the logarithms (..., levels) against log h."""
-    x = -math.log(2) * (np.asarray(levels) - np.mean(levels))
-    return logs @ x / (x @ x)
-
-
-def _strong(config, key):
-    levels, b = config.strong_levels, config.batches
-    sizes = {"levels": levels, "finest": config.finest, "paths": config.strong_paths, "batches": b}
-    squares = np.asarray(_strong_errors(key, jnp.asarray(config.temperature), **sizes), np.float64)
-    mean = squares.mean(0)
-    slopes = _slope(levels, 0.5 * np.log(mean))
-    one_out = (b * mean - squares) / (b - 1)
-    spread = _slope(levels, 0.5 * np.log(one_out))
-    errors = np.sqrt((b - 1) * spread.var(0))
-    claims, metrics = [], {}
-    for (name, method, order, source), slope, error in zip(STRONG, slopes, errors, strict=True):
-        label = type(method).__name__
-        system = "geometric Brownian motion" if name == "gbm" else "double well"
-        claims.append(
-            close_to(f"strong order of {label}, {system}", slope, order, config.strong_tolerance, source, error)
-        )
-        metrics[f"strong_order_{name}_{label}"] = slope
-    arrays = {
-        "strong_h": 2.0 ** -np.asarray(levels, float),
-        "strong_error": np.sqrt(mean),
-        "strong_error_bar": squares.std(0, ddof=1) / math.sqrt(b) / (2 * np.sqrt(mean)),
-        "strong_slope": slopes,
-    }
-    return claims, metrics, arrays
-
-
-# 3. Weak order
-
-WEAK = (
-    (EulerMaruyama(), 1.0, "Kloeden and Platen (1992), theorem 14.1.5"),
-    (SRA1(), 2.0, "Roessler (2010), SRA1; additive noise"),
-)
-
-
-def _joint_noise(k, h):
-    """Cholesky factor of the covariance of dW, the second normal of SRA1 and J = int e^{-k(h-s)} dW_s, over sqrt h."""
-    e = math.exp(-k * h)
-    w = (1 - e) / (k * h)
-    area = (1 - e * (1 + k * h)) / (k * h) ** 2
-    second = (2 * area - w) * math.sqrt(3)
-    rest = (1 - e * e) / (2 * k * h) - w * w - second**2
-    return w, second, math.sqrt(max(rest, 0.0))
-
-
-@in_float64
-@functools.partial(jax.jit, static_argnames=("k", "sigma", "levels", "paths", "batches"))
-def _weak_errors(key, *, k, sigma, levels, paths, batches):
-    """Means over a batch (batches, len(WEAK), levels) of x_h(1)^2 - x(1)^2, x being the exact process."""
-
-    def at_level(level, i):
-        steps, h = 2**level, 2.0**-level
-        like = jax.ShapeDtypeStruct((3, steps), jnp.float64)
-        xi = noise.normal(jax.random.fold_in(key, level), i, like, jnp.arange(paths))
-        w, second, rest = _joint_noise(k, h)
-        decay, scale = math.exp(-k * h), sigma * math.sqrt(h)
-
-        def exact(x, z):
-            return decay * x + scale * (w * z[0] + second * z[1] + rest * z[2]), None
-
-        truth = lax.scan(exact, jnp.zeros(paths, xi.dtype), jnp.moveaxis(xi, 1, 0))[0]
-        return jnp.stack([jnp.mean(_end(method, OU, 0.0, xi[:2], (k, sigma)) ** 2 - truth**2) for method, *_ in WEAK])
-
-    return lax.map(lambda i: jnp.stack([at_level(level, i) for level in levels], axis=1), jnp.arange(batches))
-
-
-def _weak_theory(k, sigma, h):
-    """E x_h(1)^2 - E x(1)^2 of Euler-Maruyama and of SRA1, from x_0 = 0: a geometric series in both."""
-    n = np.round(1 / h)
-    growth = np.stack([(1 - k * h) ** 2, (1 - k * h + (k * h) ** 2 / 2) ** 2])
-    kick = sigma**2 * h * np.stack([np.ones_like(h), 1 - k * h + (k * h) ** 2 / 3])
-    return kick * (1 - growth**n) / (1 - growth) - sigma**2 * (1 - math.exp(-2 * k)) / (2 * k)
-
-
-def _weak(config, key):
-    k, sigma, levels, b = config.rate, config.amplitude, config.weak_levels, config.batches
-    means = _weak_errors(key, k=k, sigma=sigma, levels=levels, paths=max(1, config.weak_paths // b), batches=b)
-    means = np.asarray(means, np.float64)
-    mean, error = means.mean(0), means.std(0, ddof=1) / math.sqrt(b)
-    h = 2.0 ** -np.asarray(levels, float)
-    theory = _weak_theory(k, sigma, h)
-    slopes = _slope(levels, np.log(np.abs(mean)))
-    x = np.log(h) - np.log(h).mean()
-    errors = np.sqrt((((error / mean) * x / (x @ x)) ** 2).sum(1))  # levels have noise of their own
-    claims, metrics = [], {}
-    for i, (method, order, source) in enumerate(WEAK):
-        label = type(method).__name__
-        z = np.abs((mean[i] - theory[i]) / error[i]).max()
-        claims += [
-            close_to(f"weak order of {label}, OU", slopes[i], order, config.weak_tolerance, source, errors[i]),
-            # The error comes from the batches: Student's t, whose tail is longer than the normal one.
-            at_most(f"weak error of {label}, OU: largest |t|", z, 6, "the scheme's own linear recursion"),
-        ]
-        metrics[f"weak_order_{label}"] = slopes[i]
-    fine = 1 / np.arange(2 ** min(levels), 2 ** max(levels) + 1)
-    arrays = {
-        "weak_h": h,
-        "weak_error": np.abs(mean),
-        "weak_error_bar": error,
-        "weak_slope": slopes,
-        "weak_fine_h": fine,
-        "weak_theory": np.abs(_weak_theory(k, sigma, fine)),
-    }
-    return claims, metrics, arrays
-
-
 # 4. The double well
 
 
@@ -384,7 +210,7 @@ def _well(config, key):
     # Even moments do not see the slow exchange between the wells; 12 relaxation times of theirs are enough.
     x0 = jnp.zeros(config.well_paths)
     args = jnp.asarray(temperature)
-    out = ensemble(WELL, x0, ts, key=key, args=args, method=SRA1(), save_every=steps).check()
+    out = ensemble(orders.WELL, x0, ts, key=key, args=args, method=SRA1(), save_every=steps).check()
     x = np.asarray(out.xs[-1], np.float64)
     weight = lambda y: math.exp(-(_potential(y) + 0.25) / temperature)
     edge = _edge(temperature)
@@ -492,7 +318,7 @@ def _simulated_moments(log_parameters, paths, key):
     dtype = log_parameters.dtype
     ts = jnp.linspace(0.0, 0.5 * LAGS, steps + 1, dtype=dtype)
     x0, args = jnp.ones(paths, dtype), jnp.exp(log_parameters)
-    out = ensemble(OU, x0, ts, key=key, args=args, method=SRA1(), save_every=STEPS_PER_LAG, checkpoint=True)
+    out = ensemble(orders.OU, x0, ts, key=key, args=args, method=SRA1(), save_every=STEPS_PER_LAG, checkpoint=True)
     return _features(out.xs[1:]).mean(1)
 
 
@@ -580,99 +406,3 @@ def _recover(config, key):
         "fit_error": errors,
     }
     return claims, metrics, arrays
-
-
-def plot(result: Result) -> Any:
-    """Six panels: variance, strong and weak errors, density, escape rates, parameters along the descent."""
-    import matplotlib.pyplot as plt
-
-    a = result.arrays
-    figure, axes = plt.subplots(2, 3, figsize=(13.5, 7.6), layout="constrained")
-    _plot_moments(axes[0, 0], a)
-    _plot_strong(axes[0, 1], a)
-    _plot_weak(axes[0, 2], a)
-    _plot_density(axes[1, 0], a)
-    _plot_escape(axes[1, 1], a)
-    _plot_fit(axes[1, 2], a)
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.title.set_fontsize(11)
-    return figure
-
-
-def _plot_moments(axis, a):
-    axis.plot(a["ou_grid"], a["ou_var_exact"], "k--", lw=1, label="equation")
-    axis.plot(a["ou_grid"], a["ou_var_scheme"], "C0", lw=1.5, label="scheme's recursion")
-    axis.errorbar(a["ou_t"], a["ou_var"], 5 * a["ou_var_error"], fmt="C0o", ms=5, label="simulated, ±5 s.e.")
-    axis.set(xlabel="time t", ylabel="variance of x(t)", title="Ornstein-Uhlenbeck, Euler-Maruyama")
-    axis.legend(frameon=False, fontsize=9, loc="upper right", bbox_to_anchor=(1.0, 0.86))
-    inset = axis.inset_axes((0.52, 0.12, 0.45, 0.42))
-    inset.axhline(0, color="k", ls="--", lw=1)
-    inset.plot(a["ou_grid"], a["ou_var_scheme"] - a["ou_var_exact"], "C0", lw=1.2)
-    gap = a["ou_var"] - np.interp(a["ou_t"], a["ou_grid"], a["ou_var_exact"])
-    inset.errorbar(a["ou_t"], gap, 5 * a["ou_var_error"], fmt="C0o", ms=3, lw=1)
-    inset.set_title("minus the equation's", fontsize=8)
-    inset.tick_params(labelsize=7)
-
-
-def _orders(axis, h, values, bars, slopes, orders, labels):
-    """Errors against h, each with a line of its theoretical slope through the geometric mean of its points."""
-    for i, (value, bar, slope, order, label) in enumerate(zip(values, bars, slopes, orders, labels, strict=True)):
-        colour, marker = f"C{i}", "osD^v"[i]
-        middle, scale = np.exp(np.log(h).mean()), np.exp(np.log(value).mean())
-        axis.plot(h, scale * (h / middle) ** order, colour, lw=1, alpha=0.6)
-        axis.errorbar(h, value, bar, fmt=marker, color=colour, ms=5, label=f"{label}: {slope:.2f} ({order:g})")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.set_xlabel("step h")
-    axis.legend(frameon=False, fontsize=8, title="measured slope (theory, line)", title_fontsize=8)
-
-
-def _plot_strong(axis, a):
-    orders = [order for _, _, order, _ in STRONG]
-    labels = [f"{type(m).__name__}, {'GBM' if name == 'gbm' else 'double well'}" for name, m, *_ in STRONG]
-    _orders(axis, a["strong_h"], a["strong_error"], a["strong_error_bar"], a["strong_slope"], orders, labels)
-    axis.set(ylabel="root mean square error at t = 1", title="Strong order")
-    axis.set_ylim(bottom=a["strong_error"].min() / 60)  # room for the legend
-    axis.get_legend().set_loc("lower right")
-
-
-def _plot_weak(axis, a):
-    orders, labels = [order for _, order, _ in WEAK], [type(m).__name__ for m, *_ in WEAK]
-    for theory in a["weak_theory"]:
-        axis.plot(a["weak_fine_h"], theory, "k--", lw=1)
-    _orders(axis, a["weak_h"], a["weak_error"], a["weak_error_bar"], a["weak_slope"], orders, labels)
-    axis.set(ylabel=r"$|E\,x_h(1)^2 - E\,x(1)^2|$", title="Weak order, OU (dashed: exact recursion)")
-
-
-def _plot_density(axis, a):
-    axis.bar(a["well_x"], a["well_histogram"], np.diff(a["well_x"])[0], color="C0", alpha=0.4, label="SRA1")
-    axis.plot(a["well_grid"], a["well_density"], "k", lw=1.2, label=r"$e^{-V/T}/Z$")
-    axis.set(xlabel="x", ylabel="stationary density", title="Double well")
-    axis.legend(frameon=False, fontsize=9, loc="upper right")
-
-
-def _plot_escape(axis, a):
-    axis.plot(1 / a["escape_curve_temperature"], a["escape_curve"], "k", lw=1.2, label="first-passage integral")
-    axis.plot(1 / a["escape_curve_temperature"], a["escape_kramers"], "k:", lw=1.2, label="Kramers")
-    axis.errorbar(
-        1 / a["escape_temperature"],
-        a["escape_rate"],
-        5 * a["escape_error"],
-        fmt="C0o",
-        ms=5,
-        label="simulated, ±5 s.e.",
-    )
-    axis.set_yscale("log")
-    axis.set(xlabel="inverse temperature 1/T", ylabel="rate of passage from -1 to 1", title="Escape from a well")
-    axis.legend(frameon=False, fontsize=9)
-
-
-def _plot_fit(axis, a):
-    for i, name in enumerate(("rate k", r"amplitude $\sigma$")):
-        truth, error = a["fit_truth"][i], a["fit_error"][i]
-        axis.axhspan(truth - 5 * error, truth + 5 * error, color=f"C{i}", alpha=0.2, lw=0)
-        axis.axhline(truth, color=f"C{i}", ls="--", lw=1)
-        axis.plot(a["fit_path"][:, i], f"C{i}", lw=1.5, label=name)
-    axis.set(xlabel="step of Adam", ylabel="parameter", title="Recovered through the simulator (band: ±5 s.e.)")
-    axis.legend(frameon=False, fontsize=9)

@@ -7,7 +7,7 @@ import pytest
 
 from physml.integrate import SRA1, EulerMaruyama
 from physml.integrate.dynamics import Dynamics
-from physml.recipes import simulators
+from physml.recipes import _simulators_orders, simulators
 from physml.recipes.simulators import PAPER, SMOKE
 
 
@@ -50,7 +50,7 @@ def test_figure(result):
 def test_wrong_drift_of_euler_maruyama_is_seen(monkeypatch, fresh, key):
     monkeypatch.setattr(EulerMaruyama, "step", _stronger_drift(EulerMaruyama.step, 1.05))
     moments, *_ = simulators._moments(SMOKE, key)
-    strong, *_ = simulators._strong(SMOKE, key)
+    strong, *_ = _simulators_orders.strong(SMOKE, key)
     assert "OU, Euler-Maruyama: largest |z| of the mean" in _failed(moments)
     assert "strong order of EulerMaruyama, double well" in _failed(strong)
 
@@ -59,7 +59,7 @@ def test_lost_second_normal_of_sra1_is_seen(monkeypatch, fresh, key):
     step = SRA1.step
     without = lambda self, dynamics, t, h, x, xi, args: step(self, dynamics, t, h, x, (xi[0], 0.0 * xi[1]), args)
     monkeypatch.setattr(SRA1, "step", without)
-    strong, *_ = simulators._strong(SMOKE, key)
+    strong, *_ = _simulators_orders.strong(SMOKE, key)
     assert "strong order of SRA1, double well" in _failed(strong)
 
 
