@@ -35,6 +35,7 @@ from physml.matching.path import (
     variance_exploding as variance_exploding,
     variance_preserving as variance_preserving,
 )
+from physml.matching.pfgm import StudentNoise as StudentNoise, empirical_denoiser as empirical_denoiser
 from physml.matching.sample import (
     sample as sample,
     sample_sde as sample_sde,
