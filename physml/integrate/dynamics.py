@@ -92,7 +92,7 @@ def spurious_drift(noise: Callable[[PyTree], Any], x: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(column)(jnp.arange(count)))
     if kind == "scalar":
         # One number g(x) times the identity: g grad g.
-        slope = jax.grad(lambda x: _one_number(noise(x)))(x)
+        slope = jax.grad(lambda x: _one_number(noise(x)).astype(float))(x)
         return jax.tree.map(lambda leaf: _one_number(value).astype(leaf.dtype) * leaf, slope)
     return jax.jvp(lambda x: like(noise(x), x), (x,), (like(value, x),))[1]
 

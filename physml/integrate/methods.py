@@ -30,7 +30,7 @@ def add(x: PyTree, *terms: tuple[Any, PyTree]) -> PyTree:
 
     def one(leaf, *ys):
         for (scale, _), y in zip(terms, ys, strict=True):
-            leaf = leaf + jnp.asarray(scale, leaf.real.dtype) * jnp.asarray(y, leaf.dtype)
+            leaf = leaf + jnp.asarray(scale, leaf.dtype) * jnp.asarray(y, leaf.dtype)
         return leaf
 
     return jax.tree.map(one, x, *[y for _, y in terms])
@@ -219,7 +219,8 @@ def _probe(function: Any, x: PyTree, seed: int = 0) -> tuple[PyTree, PyTree]:
 def _varies(function: Any, x: PyTree) -> bool:
     """Whether `function` has a nonzero derivative at x; False while its value is only traced."""
     slope = _probe(function, x)[1]
-    return not is_traced(slope) and any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(slope))
+    leaves = [leaf for leaf in jax.tree.leaves(slope) if leaf.dtype != jax.dtypes.float0]  # float0: of an integer
+    return not is_traced(leaves) and any(bool(jnp.any(leaf != 0)) for leaf in leaves)
 
 
 def depends_on_state(dynamics: Dynamics, t: Any, x: PyTree, args: Any) -> bool:

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import Array, PyTree
 
 from physml.core import noise
@@ -70,7 +71,7 @@ def integrate(
     ```
     """
     x0, ts, method = _validate(dynamics, x0, ts, key, args, method, save_every)
-    args = _as_args(args)
+    args, lane = _as_args(args), jnp.asarray(lane, jnp.uint32)
     if isinstance(method, Diffrax):
         return _diffrax(dynamics, method, x0, ts, key, args, lane, save_every)
     run = lambda x, ts, first, every: _march(dynamics, method, x, ts, key, args, lane, first, every, checkpoint, False)
@@ -106,8 +107,8 @@ def ensemble(
     paths = sizes.pop()[0]
     if paths == 0:
         raise ValueError("ensemble needs at least one path; got x0 with 0")
-    x0 = jax.tree.map(_as_state, x0)
-    one = jax.tree.map(lambda leaf: leaf[0], x0)
+    x0 = jax.tree.map(lambda leaf: _auto_axes(_as_state(leaf)), x0)
+    one = jax.tree.map(_one_path, x0)
     _, ts, method = _validate(dynamics, one, ts, key, args, method, save_every)
     _check_finite(x0)
     args = _as_args(args)
@@ -137,7 +138,7 @@ def _march(dynamics, method, x0, ts, key, args, lanes, first, save_every, checkp
         step = jax.vmap(step, in_axes=(-1, None, -1), out_axes=-1)
     draw = None
     if dynamics.noise is not None:
-        one = jax.tree.map(lambda leaf: leaf[..., 0], x0) if batched else x0
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[:-1], leaf.dtype), x0) if batched else x0
         normals = (brownian_like(jax.eval_shape(dynamics.noise, ts[0], one, args), one),) * method.normals
         draw = lambda k: noise.normal(key, k, normals, lanes)
     x, xs = march(step, x0, steps, draw=draw, first=first, save_every=save_every, checkpoint=checkpoint)
@@ -197,12 +198,34 @@ def _as_state(leaf):
 
 
 def _as_args(args):
-    """Floats become (weakly typed) arrays, so that another value of a parameter does not compile again."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, args)
+    """Numbers become (weakly typed) arrays, so that another value of a parameter does not compile again."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float | complex) else leaf, args)
+
+
+def _auto_axes(leaf):
+    """The same array with the axes of its mesh left to the compiler, which lays the lanes out along the paths."""
+    sharding = None if is_traced(leaf) else leaf.sharding
+    if not isinstance(sharding, NamedSharding) or AxisType.Explicit not in sharding.mesh.axis_types:
+        return leaf
+    names = sharding.mesh.axis_names
+    mesh = Mesh(np.asarray(sharding.mesh.devices), names, axis_types=(AxisType.Auto,) * len(names))
+    return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+
+
+def _shards(leaf):
+    """The parts of a concrete array that this process holds; nothing is communicated."""
+    return [shard.data for shard in leaf.addressable_shards]
+
+
+def _one_path(leaf):
+    """A path of an ensemble to judge the system at; any does, and the nearest costs least."""
+    near = leaf if is_traced(leaf) else _shards(leaf)[0]
+    return near[0] if near.shape[1:] == leaf.shape[1:] else leaf[0]
 
 
 def _check_finite(x0):
-    if not is_traced(x0) and not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(x0)):
+    parts = [] if is_traced(x0) else [part for leaf in jax.tree.leaves(x0) for part in _shards(leaf)]
+    if not all(np.isfinite(np.asarray(part)).all() for part in parts):
         raise ValueError("x0 has entries that are not finite")
 
 
@@ -258,6 +281,9 @@ def _check_shapes(dynamics, x0, ts, args):
             f"drift must return what x0 is: {jax.tree.structure(x0)} with shapes {shapes(x0)}; "
             f"got {jax.tree.structure(out)} with shapes {shapes(out)}"
         )
+    pairs = zip(jax.tree.leaves(out), jax.tree.leaves(x0), strict=True)
+    if any(jnp.iscomplexobj(f) and not jnp.iscomplexobj(x) for f, x in pairs):
+        raise ValueError("the drift of a real state is complex: make x0 complex, or take the real part")
     if dynamics.noise is not None:
         like = brownian_like(jax.eval_shape(dynamics.noise, ts[0], x0, args), x0)
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(like)):
