@@ -100,7 +100,7 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
     test, seen = real(digits.test_x, keys[0]), real(digits.train_x, keys[1])
     label = jnp.asarray(digits.test_y)
 
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, min(100, config.steps), config.steps)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, min(100, config.steps // 2), config.steps)
     fit = train.fit(
         loss,
         nn.ResidualMLP(DIM, classes=10, width=config.width, depth=config.depth, key=keys[2]),
