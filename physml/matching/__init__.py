@@ -23,6 +23,12 @@ from physml.matching.light_bridge import (
 )
 from physml.matching.likelihood import divergence as divergence, log_prob as log_prob
 from physml.matching.loss import match as match
+from physml.matching.mean_flow import (
+    instantaneous as instantaneous,
+    mean_flow_loss as mean_flow_loss,
+    one_step as one_step,
+    sample_mean_flow as sample_mean_flow,
+)
 from physml.matching.path import (
     Path as Path,
     Record as Record,
