@@ -81,6 +81,7 @@ def _slope(levels, logs):
 
 
 def strong(config, key):
+    """Claims, metrics and arrays of the strong orders: slopes with jackknife errors over batches."""
     levels, b = config.strong_levels, config.batches
     sizes = {"levels": levels, "finest": config.finest, "paths": config.strong_paths, "batches": b}
     squares = np.asarray(_strong_errors(key, jnp.asarray(config.temperature), **sizes), np.float64)
@@ -152,6 +153,7 @@ def _weak_theory(k, sigma, h):
 
 
 def weak(config, key):
+    """Claims, metrics and arrays of the weak orders: slopes, and errors against the exact recursion."""
     k, sigma, levels, b = config.rate, config.amplitude, config.weak_levels, config.batches
     means = _weak_errors(key, k=k, sigma=sigma, levels=levels, paths=max(1, config.weak_paths // b), batches=b)
     means = np.asarray(means, np.float64)

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from physml.core.progress import progress_bar
 from physml.core.status import Failure
 from physml.core.types import Key, Scalar
 from physml.train.checkpoint import Checkpoint, CheckpointError, Store, describe_key, hold_interrupts
 from physml.train.mesh import replicate, row_shards
-from physml.train.report import Bar, History, Recorder
+from physml.train.report import History, Recorder
 from physml.train.rows import check_data, index_table, next_batch
 from physml.train.step import State, init_state, train_step
 
@@ -145,8 +146,7 @@ def fit(
             stack.callback(store.close)
             state, past = _resume(store, state, steps, resume)
         recorder.begin(past)
-        bar = Bar(progress, steps, recorder.done)
-        stack.callback(bar.close)
+        bar = stack.enter_context(progress_bar(steps, "fit", "step", show=progress, initial=recorder.done))
 
         def so_far():
             # Copies: the next chunk takes over the state's buffers.
@@ -177,7 +177,8 @@ def fit(
                     last = {name: x[ran - 1] for name, x in rows.items()}
                     good = int(ran) if finite else int(ran) - 1
                     recorder.add(rows, good)
-                bar.update(good, float(last["loss"]))
+                bar.set_postfix_str(f"loss {float(last['loss']):.4g}", refresh=False)
+                bar.update(good)
                 _raise_if_not_finite(recorder.done, last, bool(healthy), store)
                 done = recorder.done
                 if store is not None and (done % store.every == 0 or done == steps):

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: the history, a JSON-lines file, a progress bar."""
+"""What a run tells while it trains: the history and a JSON-lines file."""
 
 import json
 import math
@@ -73,29 +73,3 @@ def _plain(value):
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class Bar:
-    """A tqdm bar, or nothing. `progress=None`: when tqdm is installed and stderr is a terminal."""
-
-    def __init__(self, progress: bool | None, steps: int, start: int):
-        self._bar = None
-        if progress is False:
-            return
-        try:
-            from tqdm.auto import tqdm
-        except ImportError as error:
-            if progress:
-                raise ImportError("progress=True needs tqdm: pip install tqdm") from error
-            return
-        self._bar = tqdm(total=steps, initial=start, disable=None if progress is None else False, unit="step")
-
-    def update(self, count: int, loss: float) -> None:
-        """Advance by `count` steps and show the loss."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-            self._bar.update(count)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
