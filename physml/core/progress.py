@@ -34,7 +34,5 @@ def progress_bar(total: int, label: str, unit: str = "it", *, show: bool | None 
     if not show:
         yield _Silent()
         return
-    with tqdm(
-        total=total, initial=initial, desc=label, unit=unit, file=sys.stderr, dynamic_ncols=True, leave=False
-    ) as bar:
+    with tqdm(total=total, initial=initial, desc=label, unit=unit, file=sys.stderr, dynamic_ncols=True) as bar:
         yield bar

@@ -77,9 +77,7 @@ class Store:
         save = self._ocp.args
         self._manager.save(
             step,
-            args=save.Composite(
-                trees=save.StandardSave(trees), description=save.JsonSave(_seal(description))
-            ),
+            args=save.Composite(trees=save.StandardSave(trees), description=save.JsonSave(_seal(description))),
         )
         self.latest = step
 
@@ -125,13 +123,9 @@ class Store:
         for name in sorted(set(state) | set(expected)):
             there, here = state.get(name), expected.get(name)
             if there is None or here is None:
-                other.append(
-                    f"{name} is {'not in the checkpoint' if there is None else 'only in the checkpoint'}"
-                )
+                other.append(f"{name} is {'not in the checkpoint' if there is None else 'only in the checkpoint'}")
             elif (there["shape"], there["dtype"]) != (here["shape"], here["dtype"]):
-                other.append(
-                    f"{name} was {there['dtype']}{there['shape']}, is {here['dtype']}{here['shape']}"
-                )
+                other.append(f"{name} was {there['dtype']}{there['shape']}, is {here['dtype']}{here['shape']}")
         if other:
             more = f" (and {len(other) - 5} more differences)" if len(other) > 5 else ""
             raise CheckpointError(

@@ -205,9 +205,7 @@ def _run(constants: tuple, state: State):
     """
     loss, optimizer, frozen, data, key, count, static, sharding = constants
 
-    table = index_table(
-        data, static.batch_size, start=state.step, steps=static.chunk, key=key, replace=static.replace
-    )
+    table = index_table(data, static.batch_size, start=state.step, steps=static.chunk, key=key, replace=static.replace)
 
     def one(state, i):
         step_key = jax.random.fold_in(key, state.step)
@@ -301,8 +299,7 @@ def _check(static, data, key, steps, callback_every, sharding):
     check_data(data, static.batch_size)
     if static.batch_size is not None and static.batch_size % static.accumulate:
         raise ValueError(
-            f"batch_size={static.batch_size} does not split into accumulate={static.accumulate} equal "
-            "microbatches"
+            f"batch_size={static.batch_size} does not split into accumulate={static.accumulate} equal microbatches"
         )
     if sharding is not None:
         row_shards(sharding)

@@ -76,7 +76,5 @@ def constrain(batch: PyTree, sharding: jax.sharding.Sharding | None) -> PyTree:
 
 def _over_rows(sharding: jax.sharding.Sharding) -> NamedSharding:
     if not isinstance(sharding, NamedSharding):
-        raise ValueError(
-            f"sharding must be a NamedSharding over rows, as data_parallel() gives, got {sharding!r}"
-        )
+        raise ValueError(f"sharding must be a NamedSharding over rows, as data_parallel() gives, got {sharding!r}")
     return sharding

@@ -52,9 +52,7 @@ def init_state(
         )
     for leaf in leaves:
         if not eqx.is_inexact_array(leaf):
-            raise ValueError(
-                f"trainable selects {leaf!r}, which has no gradient: select floating-point arrays only"
-            )
+            raise ValueError(f"trainable selects {leaf!r}, which has no gradient: select floating-point arrays only")
     params = _own(params)
     ema = None if ema_decay is None else _own(jax.tree.map(lambda p: p.astype(_wide(p.dtype)), params))
     return State(jnp.zeros((), jnp.int32), params, _own(optimizer.init(params)), ema), frozen
@@ -178,9 +176,7 @@ def _check_loss(out, has_aux):
         raise ValueError("the loss returned a tuple: pass has_aux=True for (scalar, dict)")
     value = jnp.asarray(value)
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(
-            f"the loss must be a real scalar, got shape {value.shape} of {value.dtype}: take a mean"
-        )
+        raise ValueError(f"the loss must be a real scalar, got shape {value.shape} of {value.dtype}: take a mean")
     return value, aux
 
 
@@ -220,8 +216,6 @@ def _own(tree):
     # A copy of every leaf, with a dtype that no later arithmetic changes: donating one buffer twice is an
     # error, and a weak type would change within the loop.
     def own(x):
-        return (
-            x.copy() if jnp.issubdtype(jnp.asarray(x).dtype, jax.dtypes.extended) else jnp.array(x, x.dtype)
-        )
+        return x.copy() if jnp.issubdtype(jnp.asarray(x).dtype, jax.dtypes.extended) else jnp.array(x, x.dtype)
 
     return jax.tree.map(lambda x: own(x if hasattr(x, "dtype") else jnp.asarray(x)), tree)

@@ -48,13 +48,9 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     except FileNotFoundError:
         raise
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise CheckpointError(
-            f"{path} is not a model that physml saved, or it is damaged: {error}"
-        ) from error
+        raise CheckpointError(f"{path} is not a model that physml saved, or it is damaged: {error}") from error
     if not known:
-        raise CheckpointError(
-            f"{path} has format {header['format']!r}, this version of physml reads {_FORMAT!r}"
-        )
+        raise CheckpointError(f"{path} has format {header['format']!r}, this version of physml reads {_FORMAT!r}")
     wanted = _named(eqx.filter(like, eqx.is_array))
     there = {name: (dtype, tuple(shape)) for name, dtype, shape in described}
     here = {name: (str(x.dtype), tuple(x.shape)) for name, x in wanted.items()}
@@ -62,8 +58,7 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
         names = [name for name in sorted(set(there) | set(here)) if there.get(name) != here.get(name)]
         differences = "; ".join(f"{n}: file {there.get(n)}, model {here.get(n)}" for n in names[:5])
         raise CheckpointError(
-            f"{path} holds another model. {len(names)} leaves differ ({differences}): build `like` as it "
-            "was saved"
+            f"{path} holds another model. {len(names)} leaves differ ({differences}): build `like` as it was saved"
         )
     values = {
         name: jnp.asarray(np.frombuffer(data, jnp.dtype(dtype)).reshape(shape))
