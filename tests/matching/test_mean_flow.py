@@ -271,14 +271,14 @@ def test_conditional_nets_train_and_sample(net, key):
 
 
 def test_float64_stays(x64, key):
-    field = nn.MLP(DIM, width=8, depth=1, times=2, key=key, dtype=jnp.float64)
+    field = nn.MLP(DIM, width=8, depth=2, times=2, key=key, dtype=jnp.float64)
     x0 = jax.random.normal(key, (4, DIM), jnp.float64)
     assert mean_flow_loss(field, linear(), x0, x0, key=key, logit_normal=(0.0, 1.0)).dtype == jnp.float64
     assert one_step(field, x0[0]).dtype == jnp.float64
 
 
 def test_paths_with_steep_ends_and_noise_are_finite(key):
-    field = nn.MLP(DIM, width=8, depth=1, times=2, key=key)
+    field = nn.MLP(DIM, width=8, depth=2, times=2, key=key)
     x0, x1 = jax.random.normal(key, (2, 256, DIM))
     for path in (matching.brownian_bridge(0.5), matching.variance_preserving()):
         assert jnp.isfinite(mean_flow_loss(field, path, x0, x1, key=key))
