@@ -57,7 +57,6 @@ def test_repr_and_transformations():
 def test_progress_bar(capsys):
     with progress_bar(10, "label", show=False) as bar:
         bar.update(3)
-        bar.set_postfix(loss=1.0)
     assert capsys.readouterr().err == ""
     with progress_bar(10, "label") as bar:
         bar.update(3)

@@ -19,12 +19,11 @@ TREE = Dynamics(
 @pytest.mark.parametrize(
     "dynamics, ours, solver",
     [
-        (TREE, EulerMaruyama(), diffrax.Euler()),
         (TREE, Heun(), diffrax.Heun()),
-        (Dynamics(lambda t, x, a: jnp.sin(x), Matrix(MATRIX)), EulerMaruyama(), diffrax.EulerHeun()),
+        (Dynamics(lambda t, x, a: jnp.sin(x), Matrix(MATRIX)), EulerMaruyama(), diffrax.Euler()),
         (Dynamics(lambda t, x, a: jnp.sin(t + x), lambda t, x, a: 0.8), SRA1(), diffrax.SRA1()),
     ],
-    ids=["Euler", "Heun", "EulerHeun", "SRA1"],
+    ids=["Heun", "Euler", "SRA1"],
 )
 def test_fixed_steps_see_the_path_of_our_methods(key, dynamics, ours, solver):
     """The same scheme written twice agrees to rounding, also where the calculus is converted."""

@@ -31,8 +31,17 @@ def _check_moments(x, mean, variance):
     assert abs(((x - mean) ** 2).mean() - variance) < 5 * variance * np.sqrt(2 / n)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("method", [EulerMaruyama(), Milstein(), Heun(), SRA1()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "method, dtype",
+    [
+        (EulerMaruyama(), "float32"),
+        (Milstein(), "float32"),
+        (Heun(), "float32"),
+        (SRA1(), "float32"),
+        (SRA1(), "float64"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__,
+)
 def test_ornstein_uhlenbeck_recursion(key, method, dtype):
     with jax.enable_x64(dtype == "float64"):
         x0 = jnp.full((PATHS, 2), 2.0, dtype)
