@@ -56,10 +56,11 @@ def exact_fields(path: Path, source: MixtureLike | None, target: MixtureLike) ->
         cov = a**2 * s[:, None, :, :] + b**2 * c[None, :, :, :] + g**2 * jnp.eye(dim, dtype=x.dtype)[None, None]
         chol = jnp.linalg.cholesky(cov)
         gap = x[None, None, :] - mean
-        white = _solve(chol, gap, False)
-        u = _solve(chol, white, True)
+        # The inverse depends on t alone: a batch of x at one time shares it, where triangular solves would not.
+        eye = jnp.broadcast_to(jnp.eye(dim, dtype=x.dtype), cov.shape)
+        u = jnp.einsum("ijde,ije->ijd", jax.scipy.linalg.cho_solve((chol, True), eye), gap)
         log_det = jnp.log(jnp.diagonal(chol, axis1=-2, axis2=-1)).sum(-1)
-        log_r = jnp.log(w)[:, None] + jnp.log(v)[None, :] - 0.5 * (white**2).sum(-1) - log_det
+        log_r = jnp.log(w)[:, None] + jnp.log(v)[None, :] - 0.5 * (gap * u).sum(-1) - log_det
         r = jax.nn.softmax(log_r.ravel()).reshape(log_r.shape)
         e0 = jnp.einsum("ij,ijd->d", r, m[:, None, :] + a * jnp.einsum("ide,ije->ijd", s, u))
         e1 = jnp.einsum("ij,ijd->d", r, mu[None, :, :] + b * jnp.einsum("jde,ije->ijd", c, u))
@@ -74,7 +75,8 @@ def mixture_log_prob(mixture: MixtureLike, x: Array) -> Array:
     """Log-density of a Gaussian mixture at one sample x (d,)."""
     w, m, s = (jnp.asarray(a, x.dtype) for a in _check_mixture("mixture", mixture))
     chol = jnp.linalg.cholesky(s)
-    white = _solve(chol, x[None, :] - m, False)
+    gap = (x[None, :] - m)[..., None]
+    white = jax.scipy.linalg.solve_triangular(chol, gap, lower=True)[..., 0]
     log_det = jnp.log(jnp.diagonal(chol, axis1=-2, axis2=-1)).sum(-1)
     constant = 0.5 * m.shape[1] * jnp.log(2 * jnp.pi).astype(x.dtype)
     return jax.scipy.special.logsumexp(jnp.log(w) - 0.5 * (white**2).sum(-1) - log_det) - constant
@@ -87,11 +89,6 @@ def mixture_sample(mixture: MixtureLike, n: int, *, key: Key) -> Array:
     k = jax.random.choice(which, len(w), (n,), p=w)
     z = jax.random.normal(normal, (n, m.shape[1]), m.dtype)
     return m[k] + jnp.einsum("nde,ne->nd", jnp.linalg.cholesky(s)[k], z)
-
-
-def _solve(chol: Array, rhs: Array, transpose: bool) -> Array:
-    out = jax.scipy.linalg.solve_triangular(chol, rhs[..., None], lower=True, trans="T" if transpose else "N")
-    return out[..., 0]
 
 
 def _check_mixture(name: str, mixture: MixtureLike) -> tuple[Array, Array, Array]:

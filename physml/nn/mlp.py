@@ -75,7 +75,8 @@ class MLP(eqx.Module):
         out = 1 if self.scalar else dim if out_dim is None else out_dim
         keys = jax.random.split(key, 3)
         self.first = _DENSE(keys[0], (dim + self.condition.size, width), dtype)
-        self.hidden = _STACK(keys[1], (depth - 1, width, width), dtype)
+        # One layer more than is kept: the initialiser divides by the number of layers, which may be zero.
+        self.hidden = _STACK(keys[1], (depth, width, width), dtype)[: depth - 1]
         self.last = _DENSE(keys[2], (width, out), dtype)
         self.first_bias = jnp.zeros(width, dtype)
         self.hidden_bias = jnp.zeros((depth - 1, width), dtype)
