@@ -130,3 +130,20 @@ def test_bad_input(key):
         m.light_bridge(x, jnp.zeros((6, 3)), epsilon=1.0, key=key)
     with pytest.raises(ValueError, match="epsilon must be positive"):
         m.light_bridge(x, x, epsilon=-1.0, key=key)
+
+
+def test_loss_is_the_mean_of_the_potentials_and_a_sampler_is_an_array_without_end(key):
+    with jax.enable_x64(True):
+        plan = bridge(dtype=jnp.float64)
+        x0, x1 = jax.random.normal(key, (2, 50, 2), jnp.float64)
+        want = jax.vmap(plan.log_normaliser)(x0).mean() - jax.vmap(plan.log_potential)(x1).mean()
+        np.testing.assert_allclose(m.bridge_loss(plan, (x0, x1)), want, rtol=1e-10)
+    source = lambda key: jax.random.normal(key, (256, 2))
+    target = lambda key: 3.0 + 2.0 * jax.random.normal(key, (256, 2))
+    # Between N(0, I) and N(3, 4 I) the plan is Gaussian: slope S with S^2 + eps S = 4.
+    plan = m.light_bridge(source, target, epsilon=1.0, components=1, key=key, steps=1000)
+    s = -0.5 + 4.25**0.5
+    np.testing.assert_allclose(jnp.exp(plan.log_s), s, rtol=0.03)
+    np.testing.assert_allclose(plan.r, 3.0, atol=0.06)
+    with pytest.raises(ValueError, match=r"\(5120, 2\) and \(5120, 3\)"):
+        m.light_bridge(source, lambda key: jnp.zeros((256, 3)), epsilon=1.0, key=key)
