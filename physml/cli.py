@@ -99,6 +99,8 @@ def _write(recipe: Any, options: Any, result: Any, seconds: float, out: Path) ->
     import matplotlib
 
     matplotlib.use("agg")
+    from matplotlib import pyplot
+
     out.mkdir(parents=True, exist_ok=True)
     config = dataclasses.asdict(options.config) | {"seed": options.seed}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -106,7 +108,7 @@ def _write(recipe: Any, options: Any, result: Any, seconds: float, out: Path) ->
     (out / "metrics.json").write_text(json.dumps(result.as_dict() | about, indent=2) + "\n")
     figure = recipe.plot(result)
     figure.savefig(out / "figure.png", dpi=150, bbox_inches="tight")
-    matplotlib.pyplot.close(figure)
+    pyplot.close(figure)
 
 
 def _keep_compiled_programs() -> None:

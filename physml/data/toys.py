@@ -61,9 +61,7 @@ def eight_gaussians(
     return _sample_round(eight_gaussians_mixture(scale=scale, variance=variance, dtype=dtype), key, n)
 
 
-def grid_gaussians_mixture(
-    *, side: int = 5, spacing: Scalar = 2.0, std: Scalar = 0.05, dtype: Any = None
-) -> Mixture:
+def grid_gaussians_mixture(*, side: int = 5, spacing: Scalar = 2.0, std: Scalar = 0.05, dtype: Any = None) -> Mixture:
     r"""side^2 equal modes on a square grid centred at the origin, $C = s^2 I$.
 
     **Arguments.** `side`: modes per axis. `spacing`: between neighbours. `std`: s. **See**
@@ -72,9 +70,7 @@ def grid_gaussians_mixture(
     if side < 1:
         raise ValueError(f"side={side}: expected at least 1")
     axis = np.arange(side) - (side - 1) / 2
-    grid = jnp.asarray(
-        np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2), _float(dtype)
-    )
+    grid = jnp.asarray(np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2), _float(dtype))
     spread = jnp.asarray(std, _float(dtype))
     return _mixture(jnp.asarray(spacing, _float(dtype)) * grid, spread * spread, _float(dtype))
 
@@ -108,9 +104,7 @@ def moons(
     return jnp.asarray(scale, dtype) * x + jnp.asarray(shift, dtype)
 
 
-def checkerboard(
-    key: Key, n: int, *, side: int = 4, width: Scalar = 1.0, dtype: Any = None
-) -> Float[Array, "n 2"]:
+def checkerboard(key: Key, n: int, *, side: int = 4, width: Scalar = 1.0, dtype: Any = None) -> Float[Array, "n 2"]:
     """Uniform on the even cells (i + j even) of a side x side board of cells of the given width, centred at
     zero.
 
@@ -127,9 +121,7 @@ def checkerboard(
     return jnp.asarray(width, dtype) * x
 
 
-def swiss_roll(
-    key: Key, n: int, *, noise: Scalar = 0.1, turns: Scalar = 1.5, dtype: Any = None
-) -> Float[Array, "n 2"]:
+def swiss_roll(key: Key, n: int, *, noise: Scalar = 0.1, turns: Scalar = 1.5, dtype: Any = None) -> Float[Array, "n 2"]:
     r"""A spiral: $r(\cos 2\pi\tau r', \sin 2\pi\tau r')$ with $r' \sim U[\tfrac13, 1]$ and radius $r = 3 r'$.
 
     **Arguments.** `noise`: standard deviation added to both coordinates. `turns`: tau, of the full spiral

@@ -19,7 +19,7 @@ from physml.core.types import Field, Key
 from physml.matching.path import Path
 
 # weights (K,), means (K, d), covs (K, d, d)
-MixtureLike = tuple[Any, Any, Any]
+MixtureLike = tuple[Any, ...]
 
 
 class Fields(NamedTuple):

@@ -66,9 +66,7 @@ def wasserstein1(x: Samples, y: Samples) -> Float[Array, ""]:
     return _assigned_cost(x, y, "euclidean", 1)
 
 
-def gaussian_wasserstein2(
-    mean_a: Samples, cov_a: Samples, mean_b: Samples, cov_b: Samples
-) -> Float[Array, ""]:
+def gaussian_wasserstein2(mean_a: Samples, cov_a: Samples, mean_b: Samples, cov_b: Samples) -> Float[Array, ""]:
     r"""W_2 between two Gaussians; the part of the covariances is the Bures distance.
 
     $$W_2^2 = |m_a - m_b|^2 + \mathrm{tr}\,C_a + \mathrm{tr}\,C_b

@@ -78,8 +78,7 @@ def from_flax(module: Any, variables: PyTree = None, *, call: Callable = _call) 
     if isinstance(module, linen.Module):
         if variables is None:
             raise ValueError(
-                "a Linen module holds no parameters: give the result of module.init(key, t, x, args)"
-                " as `variables`"
+                "a Linen module holds no parameters: give the result of module.init(key, t, x, args) as `variables`"
             )
         if "params" not in variables:
             variables = {"params": variables}

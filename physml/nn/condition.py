@@ -95,18 +95,14 @@ class Condition(eqx.Module):
         parts = [jnp.zeros(0, dtype)]
         if self.frequencies is not None:
             if np.size(t) != self.times:
-                raise ValueError(
-                    f"t has shape {np.shape(t)}: expected {self.times} time(s); set times= accordingly"
-                )
+                raise ValueError(f"t has shape {np.shape(t)}: expected {self.times} time(s); set times= accordingly")
             parts.append(time_features(t, self.frequencies, dtype=dtype))
         if self.classes is not None:
             parts.append(_one_hot(args, self.classes, dtype))
         if self.cond_dim is not None:
             if args is None or np.shape(args) != (self.cond_dim,):
                 shape = None if args is None else np.shape(args)
-                raise ValueError(
-                    f"args has shape {shape}: expected a vector of length cond_dim={self.cond_dim}"
-                )
+                raise ValueError(f"args has shape {shape}: expected a vector of length cond_dim={self.cond_dim}")
             parts.append(jnp.asarray(args, dtype))
         return jnp.concatenate(parts)
 

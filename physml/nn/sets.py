@@ -57,9 +57,7 @@ class DeepSets(eqx.Module):
         if pool not in ("mean", "sum"):
             raise ValueError(f"pool={pool!r}: expected 'mean' or 'sum'")
         if populations is not None and populations < 1:
-            raise ValueError(
-                f"populations={populations}: expected at least 1, or None for one unlabelled set"
-            )
+            raise ValueError(f"populations={populations}: expected at least 1, or None for one unlabelled set")
         keys = jax.random.split(key)
         options = {
             "width": width,
@@ -80,9 +78,7 @@ class DeepSets(eqx.Module):
         population: Int[Array, " n"] | None = None,
     ) -> Float[Array, "..."]:
         if x.ndim != 2 or x.shape[1] != self.phi.dim:
-            raise ValueError(
-                f"x has shape {x.shape}: expected (n, {self.phi.dim}); vmap over a batch of sets"
-            )
+            raise ValueError(f"x has shape {x.shape}: expected (n, {self.phi.dim}); vmap over a batch of sets")
         if (population is None) != (self.populations is None):
             raise ValueError(
                 f"populations={self.populations} but population labels are "

@@ -253,9 +253,9 @@ def _classifier(x: Array, y: np.ndarray) -> Any:
 
 
 def _nearest(x: Array, to: Array) -> np.ndarray:
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    return cKDTree(np.asarray(to)).query(np.asarray(x))[0]
+    return KDTree(np.asarray(to)).query(np.asarray(x))[0]
 
 
 def _gallery(model: Any, key: Key, config: Config) -> Array:

@@ -88,18 +88,14 @@ def test_gradient_against_finite_differences(f, unbiased, key):
 def test_equal_samples_and_far_from_the_origin(key):
     x, y = _pair(key)
     assert float(energy_distance(x, x)) == 0.0
-    assert bool(
-        jnp.all(jax.grad(energy_distance)(x, x) == 0) | jnp.all(jnp.isfinite(jax.grad(energy_distance)(x, x)))
-    )
+    assert bool(jnp.all(jax.grad(energy_distance)(x, x) == 0) | jnp.all(jnp.isfinite(jax.grad(energy_distance)(x, x))))
     # Differences, not a matrix product: a common shift of 1000 costs only the rounding of the inputs.
     np.testing.assert_allclose(energy_distance(x + 1e3, y + 1e3), energy_distance(x, y), rtol=2e-3)
 
 
 def test_median_distance(key):
     x = jax.random.normal(key, (40, 3))
-    np.testing.assert_allclose(
-        median_distance(x), np.median(scipy.spatial.distance.pdist(np.asarray(x))), rtol=1e-5
-    )
+    np.testing.assert_allclose(median_distance(x), np.median(scipy.spatial.distance.pdist(np.asarray(x))), rtol=1e-5)
     assert abs(float(median_distance(x, at_most=20)) / float(median_distance(x)) - 1) < 0.3
     assert bool(jnp.isfinite(mmd(jnp.zeros((3, 2)), jnp.zeros((3, 2)))))
 

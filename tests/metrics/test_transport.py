@@ -41,12 +41,8 @@ def test_exact_against_brute_force(key):
     x, y = jax.random.normal(a, (6, 2)), jax.random.normal(b, (6, 2)) + 0.5
     d2 = ((np.asarray(x)[:, None] - np.asarray(y)[None]) ** 2).sum(axis=2)
     plans = [list(p) for p in itertools.permutations(range(6))]
-    np.testing.assert_allclose(
-        wasserstein2(x, y), min(d2[range(6), p].mean() for p in plans) ** 0.5, rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        wasserstein1(x, y), min(np.sqrt(d2)[range(6), p].mean() for p in plans), rtol=1e-5
-    )
+    np.testing.assert_allclose(wasserstein2(x, y), min(d2[range(6), p].mean() for p in plans) ** 0.5, rtol=1e-5)
+    np.testing.assert_allclose(wasserstein1(x, y), min(np.sqrt(d2)[range(6), p].mean() for p in plans), rtol=1e-5)
 
 
 def test_exact_under_jit_vmap_and_grad(key):

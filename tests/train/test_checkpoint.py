@@ -95,9 +95,7 @@ def test_keep_and_the_stop_name_the_last_good_checkpoint(tmp_path):
     checkpoint = train.Checkpoint(tmp_path / "run", every=5, keep=2)
     call = dict(optimizer=optax.sgd(1.0), steps=40, checkpoint=checkpoint, key=jax.random.key(0))
     for _ in range(2):  # a resumed run stops at the same step
-        with pytest.raises(
-            train.NonFiniteError, match=r"inf at step 25 .*last good checkpoint is .*run/25"
-        ) as info:
+        with pytest.raises(train.NonFiniteError, match=r"inf at step 25 .*last good checkpoint is .*run/25") as info:
             train.fit(fails, jnp.zeros(()), **call)
         assert info.value.checkpoint == str(tmp_path / "run" / "25")
         assert steps_in(tmp_path / "run") == [20, 25]
@@ -122,9 +120,7 @@ def test_interrupt_inside_a_chunk_waits_for_its_end(tmp_path):
 
     def call(steps):
         options = dict(optimizer=OPTIMIZER, steps=steps, chunk=10, key=jax.random.key(0))
-        return train.fit(
-            slow, jnp.ones(2), checkpoint=train.Checkpoint(tmp_path / "run", every=10_000), **options
-        )
+        return train.fit(slow, jnp.ones(2), checkpoint=train.Checkpoint(tmp_path / "run", every=10_000), **options)
 
     timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
@@ -211,9 +207,7 @@ def test_keys_low_precision_and_empty_arrays_in_the_state(tmp_path):
     optimizer = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.adam(0.1))
 
     def call(steps, checkpoint=None):
-        return train.fit(
-            flat, model, optimizer=optimizer, steps=steps, checkpoint=checkpoint, key=jax.random.key(0)
-        )
+        return train.fit(flat, model, optimizer=optimizer, steps=steps, checkpoint=checkpoint, key=jax.random.key(0))
 
     checkpoint = train.Checkpoint(tmp_path / "run", every=5)
     call(5, checkpoint)
