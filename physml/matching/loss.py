@@ -1,12 +1,14 @@
 """One loss for every path and every prediction target."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from physml.core.types import Field, Key
+from physml.matching.coupling import couple
 from physml.matching.path import Path
 
 
@@ -19,7 +21,7 @@ def match(
     key: Key,
     args: PyTree = None,
     target: str = "velocity",
-    coupling: Callable[..., tuple[Array, Array]] | None = None,
+    coupling: Callable[..., Any] | None = None,
     weight: Callable[[Array], Array] | None = None,
 ) -> Array:
     r"""Regress a field on a path: the mean over a batch of $w(t)\, |f(t, x_t) - y_t|^2 / d$, t uniform on [0, 1].
@@ -34,8 +36,8 @@ def match(
     with $\alpha$ for $\gamma$ on one-sided paths, whose source is N(0, I).
 
     **Arguments.** `field`: f(t, x, args) on one sample. `x0`, `x1` (n, ...): source and data. `args`: None or a
-    pytree with leading axis n, handed to the field sample by sample. `coupling`: `coupling(x0, x1, key=key)` that
-    re-pairs the batch. `weight`: w(t), 1 by default.
+    pytree with leading axis n, handed to the field sample by sample. `coupling`: re-pairs the batch, and may keep a
+    part of it; `args` are the condition of x1 and move with it (see `couple`). `weight`: w(t), 1 by default.
 
     **Returns** a scalar in the dtype of x1. **Errors** `ValueError` for batches that do not match, an unknown target
     and a field whose output is not shaped like x.
@@ -46,16 +48,13 @@ def match(
     x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
     if x0.shape != x1.shape or x0.ndim == 0:
         raise ValueError(f"x0 and x1 must be batches of one shape (n, ...); got {x0.shape} and {x1.shape}")
-    n = len(x1)
     lengths = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args)]
-    if any(length != (n,) for length in lengths):
-        raise ValueError(f"args must have a leading axis of the batch, {n}; got leaves with {lengths}")
+    if any(length != (len(x1),) for length in lengths):
+        raise ValueError(f"args must have a leading axis of the batch, {len(x1)}; got leaves with {lengths}")
     t_key, z_key, pair_key = jax.random.split(key, 3)
     if coupling is not None:
-        shape = x0.shape
-        x0, x1 = coupling(x0, x1, key=pair_key)
-        if x0.shape != shape or x1.shape != shape:
-            raise ValueError(f"the coupling returned shapes {x0.shape}, {x1.shape} for batches of {shape}")
+        x0, x1, args = couple(coupling, x0, x1, key=pair_key, args=args)
+    n = len(x1)
     # One uniform shifted around the circle: every t is uniform and the batch covers [0, 1] evenly.
     t = (jax.random.uniform(t_key, (), x1.dtype) + jnp.arange(n, dtype=x1.dtype) / n) % 1.0
     t = path.cut + (1.0 - 2.0 * path.cut) * t
