@@ -56,6 +56,9 @@ def eight_gaussians(
 ) -> Float[Array, "n 2"]:
     """Samples of `eight_gaussians_mixture`; the defaults are the benchmark of conditional flow matching.
 
+    So it is written. Its code, torchcfm 1.0, passes sqrt(0.1) times the identity as the *covariance*:
+    `variance=0.1**0.5` is what that code draws.
+
     **See** Tong et al. (2024), "Improving and generalizing flow-based generative models with minibatch OT".
     """
     return _sample_round(eight_gaussians_mixture(scale=scale, variance=variance, dtype=dtype), key, n)
@@ -83,16 +86,24 @@ def grid_gaussians(
 
 
 def moons(
-    key: Key, n: int, *, noise: Scalar = 0.2, scale: Scalar = 3.0, shift: Scalar = -1.0, dtype: Any = None
+    key: Key,
+    n: int,
+    *,
+    noise: Scalar = 0.2,
+    scale: Scalar = 3.0,
+    shift: Scalar = -1.0,
+    diagonal: bool = False,
+    dtype: Any = None,
 ) -> Float[Array, "n 2"]:
     r"""Two interleaved half circles, as in scikit-learn, then $x \mapsto \text{scale}\,x + \text{shift}$.
 
     $$(\cos\theta, \sin\theta) \ \text{or}\ (1 - \cos\theta, \tfrac12 - \sin\theta), \quad
     \theta \sim U[0, \pi], \qquad + \ \text{noise} \cdot N(0, I)$$
 
-    The defaults are the benchmark of conditional flow matching (Tong et al., 2024); noise=0.05, scale=1,
-    shift=0 the usual picture. The angles of scikit-learn are evenly spaced; these are independent, and so
-    are the samples.
+    The defaults have the constants of conditional flow matching (Tong et al., 2024); noise=0.05, scale=1, shift=0
+    is the usual picture. With `diagonal` the noise is $\text{noise} \cdot u\,(1, 1)$, $u \sim U[0, 1]$: the thin band
+    of torchdyn 1.0, which the code of that paper calls. The angles of scikit-learn are evenly spaced; these are
+    independent, and so are the samples.
     """
     dtype = _float(dtype)
     arc_key, angle_key, noise_key = jax.random.split(key, 3)
@@ -100,7 +111,8 @@ def moons(
     angle = jax.random.uniform(angle_key, (n,), dtype, 0.0, math.pi)
     c, s = jnp.cos(angle), jnp.sin(angle)
     x = jnp.stack([jnp.where(lower, 1 - c, c), jnp.where(lower, 0.5 - s, s)], axis=1)
-    x = x + jnp.asarray(noise, dtype) * jax.random.normal(noise_key, (n, 2), dtype)
+    z = jax.random.uniform(noise_key, (n, 1), dtype) if diagonal else jax.random.normal(noise_key, (n, 2), dtype)
+    x = x + jnp.asarray(noise, dtype) * z
     return jnp.asarray(scale, dtype) * x + jnp.asarray(shift, dtype)
 
 

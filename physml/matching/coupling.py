@@ -17,6 +17,9 @@ from jaxtyping import Array, PyTree
 
 from physml.core.types import Key, Scalar
 
+# Updates of the scalings between two in the log domain.
+_SCALINGS = 20
+
 
 class Pairs(NamedTuple):
     r"""Rows `i` of the source and `j` of the data that belong together, each (k,), and `cost`: the mean of
@@ -165,8 +168,13 @@ def sinkhorn(cost: Array, epsilon: Scalar, *, tol: Scalar | None = None, max_ste
     $$f_i = -\epsilon \ln \frac1m \sum_j e^{(g_j - C_{ij})/\epsilon},\qquad
       g_j = -\epsilon \ln \frac1n \sum_i e^{(f_i - C_{ij})/\epsilon}$$
 
-    in the log domain, until the marginals agree to `tol` (1e-3 by default). An infinite cost forbids a pair. **Cost**
-    O(n m) a step; more steps for smaller epsilon / max C. **See** Cuturi (2013); Peyre and Cuturi (2019), section 4.4.
+    in the log domain, until the marginals agree to `tol` (1e-3 by default). An infinite cost forbids a pair. Between
+    two updates in the log domain, 20 scale the absorbed kernel $e^{(f_i + g_j - C_{ij})/\epsilon}$ by matrix products,
+    which take no exponentials.
+
+    **Returns** a `Plan`, whose `residual` is above `tol` where `max_steps` were not enough. **Cost** O(n m) a step;
+    more steps for smaller epsilon / max C. **See** Cuturi (2013); Schmitzer, Stabilized sparse scaling algorithms
+    (2019), section 3.1; Peyre and Cuturi (2019), section 4.4.
     """
     if isinstance(epsilon, int | float) and epsilon <= 0:
         raise ValueError(f"epsilon must be positive, got {epsilon}")
@@ -177,13 +185,18 @@ def sinkhorn(cost: Array, epsilon: Scalar, *, tol: Scalar | None = None, max_ste
     limit = jnp.asarray(1e-3 if tol is None else tol, cost.dtype)
     rows = lambda v: np.log(m) - logsumexp(kernel + v[None, :], axis=1)
     columns = lambda u: np.log(n) - logsumexp(kernel + u[:, None], axis=0)
+    # A sum that underflows must not turn into an infinite scaling: the next update in the log domain repairs it.
+    bounded = lambda scaling: jnp.clip(scaling, 1e-20, 1e20)
 
     def step(carry):
         _, _, u, _, k = carry
         v = columns(u)
         # The columns agree; the rows are off by what the next row update changes.
         new = rows(v)
-        return u, v, new, jnp.max(jnp.abs(new - u)), k + 1
+        absorbed = jnp.exp(kernel + new[:, None] + v[None, :])
+        scale = lambda _, a: bounded(m / (absorbed @ bounded(n / (a @ absorbed))))
+        a = jax.lax.fori_loop(0, _SCALINGS, scale, jnp.ones(n, cost.dtype))
+        return u, v, new + jnp.log(a), jnp.max(jnp.abs(new - u)), k + 1 + _SCALINGS
 
     zeros = jnp.zeros(m, cost.dtype)
     first = rows(zeros)
@@ -200,7 +213,8 @@ class Entropic(eqx.Module):
     With $\epsilon = \sigma^2$ and `brownian_bridge(sigma)` this is the Schrodinger bridge by matching, SF2M. Every
     source sample is taken once, in order, and its partner drawn from its row of the plan.
 
-    **Arguments.** `epsilon`: the temperature. `max_steps`: of Sinkhorn's iteration. `condition_weight`: w, adds
+    **Arguments.** `epsilon`: the temperature. `max_steps`: of `sinkhorn`, whose `residual` says whether they suffice
+    for an epsilon as small beside the cost as yours. `condition_weight`: w, adds
     $w |c_i - c_j|^2/2$ to the cost, as in `Assignment`.
     **See** Tong et al., Simulation-free Schrodinger bridges via score and flow matching (2023), algorithm 1.
     """

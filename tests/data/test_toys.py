@@ -57,6 +57,27 @@ def test_benchmark_constants():
     assert data.grid_gaussians_mixture().means.shape == (25, 2)
 
 
+def test_diagonal_moons_are_a_thin_band(key):
+    """Every sample is a point of a half circle moved along (1, 1) by less than the noise, evenly."""
+    x = np.asarray(data.moons(key, N, noise=0.1, scale=1.0, shift=0.0, diagonal=True), np.float64)
+    # The shift u solves |x - u (1, 1) - centre|^2 = 1 for the circle about (0, 0) or (1, 1/2).
+    shifts = []
+    for centre, side in (((0.0, 0.0), 1), ((1.0, 0.5), -1)):
+        y = x - centre
+        half = y.sum(1) / 2
+        root = np.sqrt(np.maximum(half**2 - ((y**2).sum(1) - 1) / 2, 0))
+        for u in (half - root, half + root):
+            on_arc = (side * (y[:, 1] - u) >= -1e-6) & (u > -1e-6) & (u < 0.1 + 1e-6)
+            on_arc &= np.abs(((y - u[:, None]) ** 2).sum(1) - 1) < 1e-5
+            shifts.append(np.where(on_arc, u, np.nan))
+    found = np.isfinite(shifts)
+    assert found.any(axis=0).all()
+    only = found.sum(axis=0) == 1
+    u = np.nansum(shifts, axis=0)[only]
+    assert only.mean() > 0.9
+    _within(u, 0.05)
+
+
 def test_moons(key):
     """Mean of the raw moons: x 1/2, y 1/4; both arcs have E[y^2] and E[x^2] in closed form."""
     x = data.moons(key, N)
