@@ -1,0 +1,35 @@
+"""The recipe of minibatch transport in its small configuration, and that it sees couplings that do nothing."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from physml import matching
+from physml.recipes import minibatch_transport as recipe
+
+
+def test_smoke_holds():
+    result = recipe.run(recipe.SMOKE, key=jax.random.key(0))
+    result.check()
+    assert len(recipe.plot(result).axes) == 4
+
+
+def test_couplings_that_do_nothing_are_seen(monkeypatch):
+    monkeypatch.setattr(matching, "Assignment", matching.Independent)
+    monkeypatch.setattr(matching, "Entropic", lambda epsilon: matching.Independent())
+    config = dataclasses.replace(recipe.SMOKE, repeats=1, samples=300, sde_steps=10)
+    result = recipe.run(config, key=jax.random.key(0))
+    failed = {claim.quantity for claim in result.claims if not claim.holds}
+    assert {f"normal-8gaussians, {method}: path energy" for method in ("OT-CFM", "SF2M")} <= failed
+
+
+def test_bad_config():
+    with pytest.raises(ValueError, match="normal-swiss"):
+        recipe.Config(pairs=("normal-swiss",))
+    with pytest.raises(ValueError, match="transport=64"):
+        recipe.Config(transport=64)
+    with pytest.raises(ValueError, match="sigma must be positive"):
+        recipe.Config(sigma=0.0)
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        recipe.Config(repeats=0)
