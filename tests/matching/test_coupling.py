@@ -204,3 +204,13 @@ def test_bad_input(key):
         m.Assignment(condition_weight=-1.0).pair(x, x, key=key, condition=jnp.zeros(6))
     with pytest.raises(ValueError, match="leading axis of the batch, 6"):
         couple(m.Assignment(), x, x, key=key, args=jnp.zeros(5))
+
+
+def test_equal_samples_and_far_clouds(key):
+    """Costs that are all zero, of 1e-12 and of 1e8 have no scale of their own to fail at."""
+    same = jnp.ones((N, 2))
+    assert m.Assignment().pair(same, same, key=key).cost == 0.0
+    x0, x1, _, _ = batch(14)
+    for size in (1e-6, 1e4):
+        i, j, _ = m.Assignment().pair(size * x0, size * x1, key=key)
+        assert costs(x0[i], x1[j]).trace() < 1.0001 * costs(x0, x1)[linear_sum_assignment(costs(x0, x1))].sum()
