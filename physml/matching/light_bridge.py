@@ -100,15 +100,15 @@ def bridge_loss(plan: LightBridge, batch: tuple[Array, Array], *, key: Key | Non
 
     Means over the rows of a batch (x0 (n, d), x1 (m, d)). The sums over d are matrix products, so that no array has
     more than batch x K entries; beside `log_normaliser` and `log_potential`, which take differences first, they lose
-    the digits of |x1|^2 / (epsilon S).
+    the digits of |x1|^2 / (epsilon S). Rows go last, where a CPU vectorises over them.
     """
-    x0, x1 = batch
+    x0, x1 = (x.T for x in batch)
     s, eps = jnp.exp(plan.log_s), plan.epsilon
-    log_c = plan.log_a[None, :] + (0.5 * (x0 * x0) @ s.T + x0 @ plan.r.T) / eps
+    log_c = plan.log_a[:, None] + (0.5 * s @ (x0 * x0) + plan.r @ x0) / eps
     precision = 1.0 / (eps * s)
     norm = plan.log_a - 0.5 * (plan.r**2 * precision - jnp.log(precision / (2 * jnp.pi))).sum(1)
-    log_v = norm[None, :] - 0.5 * (x1 * x1) @ precision.T + x1 @ (plan.r * precision).T
-    return jnp.mean(jax.nn.logsumexp(log_c, axis=1)) - jnp.mean(jax.nn.logsumexp(log_v, axis=1))
+    log_v = norm[:, None] - 0.5 * precision @ (x1 * x1) + (plan.r * precision) @ x1
+    return jnp.mean(jax.nn.logsumexp(log_c, axis=0)) - jnp.mean(jax.nn.logsumexp(log_v, axis=0))
 
 
 def light_bridge(
@@ -118,9 +118,10 @@ def light_bridge(
     epsilon: Scalar,
     components: int = 50,
     key: Key,
-    steps: int = 5000,
-    batch_size: int = 1024,
-    learning_rate: Scalar = 0.02,
+    steps: int = 3000,
+    batch_size: int = 512,
+    growth: int = 16,
+    learning_rate: Scalar = 0.05,
     progress: bool = False,
 ) -> LightBridge:
     r"""Fit the Schrodinger bridge between two laws, at temperature epsilon, by maximum likelihood.
@@ -128,18 +129,22 @@ def light_bridge(
     Adam acts on the image of the source's mean, $c_k = r_k + S_k m$, in standard deviations of the data, on
     $\ln S_k$, and on $b_k = \ln a_k + [\tfrac12 \sum_d S_k (m^2 + V) + r_k \cdot m]/\epsilon$, the mean exponent of
     component k over the source (mean m, variances V): moving S or r then leaves the components balanced.
+    In three stages the batch grows to `growth` times its size and the rate falls; the result is an average over the
+    last stage. Small batches find the components, large ones their masses.
 
     **Arguments.** `x0`, `x1`: unpaired samples (n, d), (m, d), or samplers `x0(key) -> (batch, d)` that compile and
-    bring fresh samples at every step. `components`: K. `steps`, `batch_size` (of rows taken from arrays),
-    `learning_rate`: of Adam with a cosine schedule. **Returns** a `LightBridge` with `sample`, `drift`, `conditional`.
+    bring fresh samples at every step. `components`: K. `steps`: in all. `batch_size`: rows taken from arrays at first;
+    of samplers it is what they return. `growth`: 1 for one stage. `learning_rate`: of Adam, at the start of a cosine.
+    **Returns** a `LightBridge` with `sample`, `drift`, `conditional`.
     **Cost** O(batch K d) a step. **Accuracy.** At small epsilon the plan is close to a map with jumps, whose place
     is known no better than the masses of the components, to $n^{-1/2}$: there n samples bind, and a sampler is worth
-    having. **Errors** `ValueError` for samples of different dimension, epsilon <= 0.
+    having. **Errors** `ValueError` for samples of different dimension, epsilon <= 0, steps < 3.
     """
     if isinstance(epsilon, int | float) and epsilon <= 0:
         raise ValueError(f"epsilon must be positive, got {epsilon}")
-    if components < 1:
-        raise ValueError(f"components must be at least 1, got {components}")
+    for name, value, least in (("components", components, 1), ("growth", growth, 1), ("steps", steps, 3)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     start_key, fit_key = jax.random.split(key)
     key0, key1, start_key = jax.random.split(start_key, 3)
     sample0, some0 = _source(x0, batch_size, key0)
@@ -147,28 +152,43 @@ def light_bridge(
     if some0.ndim != 2 or some1.ndim != 2 or some0.shape[1] != some1.shape[1]:
         raise ValueError(f"x0 and x1 must be (n, d) and (m, d); got {some0.shape} and {some1.shape}")
     model = _start(some0, some1, epsilon, components, start_key)
-
-    def batches(key):
-        k0, k1 = jax.random.split(key)
-        return sample0(k0), sample1(k1)
+    free = lambda m: (m.balance, m.image, m.log_s)
+    trainable = eqx.tree_at(free, jax.tree.map(lambda _: False, model), (True, True, True))
+    rate = optax.cosine_decay_schedule(learning_rate, steps, alpha=1e-2)
 
     def loss(model, batch, *, key):
         return bridge_loss(model.plan(), batch)
 
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps, alpha=1e-2), b2=0.99)
-    free = lambda m: (m.balance, m.image, m.log_s)
-    trainable = eqx.tree_at(free, jax.tree.map(lambda _: False, model), (True, True, True))
-    return fit(
-        loss,
-        model,
-        batches,
-        optimizer=optimizer,
-        steps=steps,
-        trainable=trainable,
-        key=fit_key,
-        progress=progress,
-        chunk=500,
-    ).model.plan()
+    stages = 3 if growth > 1 else 1
+    for stage in range(stages):
+        times = round(growth ** (stage / 2))
+        begin, end = stage * steps // stages, (stage + 1) * steps // stages
+
+        def batches(key, times=times):
+            return tuple(
+                _rows(sample, k, times) for sample, k in zip((sample0, sample1), jax.random.split(key), strict=True)
+            )
+
+        done = fit(
+            loss,
+            model,
+            batches,
+            optimizer=optax.adam(lambda step, begin=begin: rate(step + begin), b2=0.99),
+            steps=end - begin,
+            trainable=trainable,
+            ema_decay=0.995 if stage == stages - 1 else None,
+            key=jax.random.fold_in(fit_key, stage),
+            progress=progress,
+            chunk=500,
+        )
+        model = done.model if done.ema is None else done.ema
+    return model.plan()
+
+
+def _rows(sample: Callable, key: Key, times: int) -> Array:
+    """`times` batches of a sampler as one."""
+    rows = jax.lax.map(sample, jax.random.split(key, times))
+    return rows.reshape(-1, rows.shape[-1])
 
 
 class _Balanced(eqx.Module):
@@ -195,7 +215,7 @@ def _source(x: Array | Callable, batch_size: int, key: Key) -> tuple[Callable, A
         few = x(key)
         if few.ndim != 2:
             return x, few
-        return x, jax.vmap(x)(jax.random.split(key, -(-5000 // len(few)))).reshape(-1, few.shape[1])
+        return x, _rows(x, key, -(-5000 // len(few)))
     x = jnp.asarray(x)
     return lambda key: x[jax.random.randint(key, (batch_size,), 0, len(x))], x
 

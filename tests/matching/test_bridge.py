@@ -64,7 +64,7 @@ def test_fit_recovers_a_plan(key):
     k0, k1, k2, k3 = jax.random.split(key, 4)
     x0 = jax.random.normal(k0, (5000, 2))
     x1 = jax.vmap(lambda x, k: truth.sample(x, key=k))(jax.random.normal(k1, (5000, 2)), jax.random.split(k2, 5000))
-    plan = m.light_bridge(x0, x1, epsilon=1.0, components=10, key=k3, steps=1500)
+    plan = m.light_bridge(x0, x1, epsilon=1.0, components=10, key=k3, steps=900, growth=4)
     assert m.bridge_loss(plan, (x0, x1)) < m.bridge_loss(truth, (x0, x1)) + 0.02
     x = x0[:200]
     gap = jax.vmap(plan.mean)(x) - jax.vmap(truth.mean)(x)
@@ -130,6 +130,8 @@ def test_bad_input(key):
         m.light_bridge(x, jnp.zeros((6, 3)), epsilon=1.0, key=key)
     with pytest.raises(ValueError, match="epsilon must be positive"):
         m.light_bridge(x, x, epsilon=-1.0, key=key)
+    with pytest.raises(ValueError, match="growth must be at least 1, got 0"):
+        m.light_bridge(x, x, epsilon=1.0, key=key, growth=0)
 
 
 def test_loss_is_the_mean_of_the_potentials_and_a_sampler_is_an_array_without_end(key):
@@ -141,7 +143,7 @@ def test_loss_is_the_mean_of_the_potentials_and_a_sampler_is_an_array_without_en
     source = lambda key: jax.random.normal(key, (256, 2))
     target = lambda key: 3.0 + 2.0 * jax.random.normal(key, (256, 2))
     # Between N(0, I) and N(3, 4 I) the plan is Gaussian: slope S with S^2 + eps S = 4.
-    plan = m.light_bridge(source, target, epsilon=1.0, components=1, key=key, steps=1000)
+    plan = m.light_bridge(source, target, epsilon=1.0, components=1, key=key, steps=600)
     s = -0.5 + 4.25**0.5
     np.testing.assert_allclose(jnp.exp(plan.log_s), s, rtol=0.03)
     np.testing.assert_allclose(plan.r, 3.0, atol=0.06)
