@@ -1,0 +1,43 @@
+"""The light bridge recipe in its small configuration, and that its claims see a broken fit and a broken drift."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from physml.matching import LightBridge
+from physml.recipes import light_bridge
+
+
+def failed(config):
+    return [claim.quantity for claim in light_bridge.run(config, key=jax.random.key(0)).claims if not claim.holds]
+
+
+def test_smoke_holds():
+    result = light_bridge.run(light_bridge.SMOKE, key=jax.random.key(0))
+    result.check()
+    figure = light_bridge.plot(result)
+    assert all(axis.get_xlabel() for axis in figure.axes)
+
+
+def test_an_unfinished_fit_is_seen():
+    names = failed(dataclasses.replace(light_bridge.SMOKE, steps=(20,)))
+    assert {name.split(",")[0] for name in names} == {"cBW-UVP over its floor", "energy distance to fresh data"}
+
+
+def test_a_wrong_drift_is_seen(monkeypatch):
+    drift = LightBridge.drift
+    monkeypatch.setattr(LightBridge, "drift", lambda self, t, x, args=None: 1.05 * drift(self, t, x, args))
+    jax.clear_caches()
+    try:
+        names = failed(light_bridge.SMOKE)
+    finally:
+        jax.clear_caches()
+    assert any(name.startswith("drift: largest |z| of the mean") for name in names)
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="one number for each of dims"):
+        dataclasses.replace(light_bridge.SMOKE, batch_sizes=(64, 64))
+    with pytest.raises(ValueError, match=r"steps must be positive, got \(0,\)"):
+        dataclasses.replace(light_bridge.SMOKE, steps=(0,))
