@@ -27,8 +27,8 @@ def test_couplings_that_do_nothing_are_seen(monkeypatch):
 def test_bad_config():
     with pytest.raises(ValueError, match="normal-swiss"):
         recipe.Config(pairs=("normal-swiss",))
-    with pytest.raises(ValueError, match="transport=64"):
-        recipe.Config(transport=64)
+    with pytest.raises(ValueError, match="transport=3000 must divide"):
+        recipe.Config(transport=3000)
     with pytest.raises(ValueError, match="sigma must be positive"):
         recipe.Config(sigma=0.0)
     with pytest.raises(ValueError, match="repeats must be at least 1"):
