@@ -15,11 +15,11 @@ in 100 steps is what the one step should reproduce. Three ways of training are c
 
 In the plane, W2 is an average over `draws` sets of samples. It is mostly its floor (data to fresh data) and, on eight
 Gaussians, the weights of the modes, and it forgives bridges between modes. So the *stray share* counts the samples
-farther from a large reference set than all but 0.5% of real ones: there one step is worse than 100, several times over
-(and draws the arcs thinner than they are).
-One Euler step of the diagonal, x_0 + u(x_0, 0, 0), is the control: what the same net does without the identity. On coupled
-pairs its W2 is as good, since the paths are straight; only its stray share shows the difference.
-Digits are drawn given the class, rounded to the 17 levels, and held against held-out digits beside re-splits of real ones.
+farther from a large reference set than all but 0.5% of real ones: there one step is worse than 100, several times
+over, and the figure shows its arcs thinner than those of the data. One Euler step of the diagonal,
+$x_0 + u(x_0, 0, 0)$, is the control: what the same net does without the identity. On coupled pairs its W2 is as good,
+since the paths are straight; only its stray share shows the difference. Digits are drawn given the class, rounded to
+the 17 levels, and held against held-out digits beside re-splits of real ones.
 
 Times enter raw: Fourier features have steep time derivatives, which multiply the noise of the target.
 
@@ -47,7 +47,7 @@ INFO = Info(
     paper="Geng et al., Mean flows for one-step generative modeling (2025); You et al., Modular MeanFlow (2025)",
     claim="one evaluation of a mean flow is within 1.3 x the W2 of 100 steps of the same net in the plane, and near "
     "them on digits; one Euler step is not",
-    time="4 min, smoke 12 s",
+    time="5 min, smoke 25 s",
 )
 
 
