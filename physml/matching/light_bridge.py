@@ -221,7 +221,11 @@ def _source(x: Array | Callable, batch_size: int, key: Key) -> tuple[Callable, A
 
 
 def _start(x0: Array, x1: Array, epsilon: Scalar, components: int, key: Key) -> _Balanced:
-    """Components that carry the mean of the source to data points, all of one weight."""
+    """Components that carry the mean of the source to data points, balanced by Sinkhorn to one mass under the source.
+
+    The balance differs between components by up to |r|^2 / epsilon, too far for the steps of Adam.
+    """
+    key, few = jax.random.split(key)
     mean, variance, spread = x0.mean(0), x0.var(0), x1.var(0)
     eps = jnp.asarray(epsilon, x1.dtype)
     y = x1[jax.random.randint(key, (components,), 0, len(x1))]
@@ -231,4 +235,18 @@ def _start(x0: Array, x1: Array, epsilon: Scalar, components: int, key: Key) -> 
     row = lambda v: v[None, :]
     balance = jnp.zeros(components, x1.dtype)
     log_s = jnp.broadcast_to(row(log_s), y.shape)
-    return _Balanced(balance, y / row(scale), log_s, row(mean), row(variance), row(scale), eps)
+    model = _Balanced(balance, y / row(scale), log_s, row(mean), row(variance), row(scale), eps)
+    x0 = x0[jax.random.randint(few, (4096,), 0, len(x0))].T
+    return eqx.tree_at(lambda m: m.balance, model, _one_mass(model.plan(), x0))
+
+
+@jax.jit
+def _one_mass(plan: LightBridge, x0: Array) -> Array:
+    """What to add to ln a, for each component to have the mass 1/K over the columns of x0."""
+    energy = plan.log_a[:, None] + (0.5 * jnp.exp(plan.log_s) @ (x0 * x0) + plan.r @ x0) / plan.epsilon
+
+    def sweep(_, b):
+        log_w = jax.nn.log_softmax(energy + b[:, None], axis=0)
+        return b - jax.nn.logsumexp(log_w, axis=1) + jnp.log(jnp.asarray(x0.shape[1] / len(b), b.dtype))
+
+    return jax.lax.fori_loop(0, 300, sweep, jnp.zeros_like(plan.log_a))

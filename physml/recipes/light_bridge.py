@@ -198,10 +198,10 @@ def _truth(dim: int, epsilon: Scalar, components: int, key: Key) -> LightBridge:
     energy = (0.5 * (x * x) @ s.T + x @ r.T) / eps
 
     def balance(_, log_a):
-        mass = jax.nn.softmax(energy + log_a[None, :], axis=1).mean(0)
-        return log_a - 0.5 * jnp.maximum(1.0, 1 / eps) * jnp.log(jnp.maximum(mass, 1e-3) * components)
+        log_w = jax.nn.log_softmax(energy + log_a[None, :], axis=1)
+        return log_a - jax.nn.logsumexp(log_w, axis=0) + jnp.log(len(x) / components)
 
-    return LightBridge(lax.fori_loop(0, 200, balance, -0.5 * s.sum(1) / eps), r, log_s, eps)
+    return LightBridge(lax.fori_loop(0, 1000, balance, -0.5 * s.sum(1) / eps), r, log_s, eps)
 
 
 def draw(plan: LightBridge, x: Array, key: Key) -> Array:
