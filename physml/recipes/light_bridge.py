@@ -49,7 +49,7 @@ INFO = Info(
     paper="Korotin, Gushchin and Burnaev, Light Schrodinger bridge (ICLR 2024)",
     claim="conditional laws of known entropic plans up to 64 dimensions, near the floor that sampling alone sets; the "
     "drift arrives at the plan",
-    time="4 min, smoke 15 s",
+    time="10 min, smoke 15 s",
 )
 
 
@@ -100,7 +100,7 @@ SMOKE = Config(
 
 
 def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Fit and judge a plan for each dimension and epsilon; about four minutes with `PAPER`."""
+    """Fit and judge a plan for each dimension and epsilon; some ten minutes with `PAPER`."""
     claims: list[Claim] = []
     numbers: dict[str, Any] = {}
     shape = (len(config.dims), len(config.epsilons))

@@ -21,7 +21,20 @@ def test_smoke_holds():
 
 
 def test_an_unfinished_fit_is_seen():
+    """The start already has the marginal of the data, to what 1000 samples show; the conditional laws it has not."""
     names = failed(dataclasses.replace(light_bridge.SMOKE, steps=(20,)))
+    assert "cBW-UVP over its floor" in {name.split(",")[0] for name in names}
+
+
+def test_a_shifted_plan_is_seen(monkeypatch):
+    fit = light_bridge.light_bridge
+
+    def shifted(*args, **kwargs):
+        plan = fit(*args, **kwargs)
+        return LightBridge(plan.log_a, plan.r + 0.5, plan.log_s, plan.epsilon)
+
+    monkeypatch.setattr(light_bridge, "light_bridge", shifted)
+    names = failed(light_bridge.SMOKE)
     assert {name.split(",")[0] for name in names} == {"cBW-UVP over its floor", "energy distance to fresh data"}
 
 
