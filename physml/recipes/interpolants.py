@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from physml import matching, metrics, nn, train
+from physml import matching, nn, train
 from physml.core.progress import progress_bar
 from physml.core.types import Key
 from physml.integrate import SRA1
+from physml.recipes._distances import floor_distance, mean_distance
 from physml.recipes._result import Info, Result, at_least, at_most
 
 INFO = Info(
@@ -120,8 +121,7 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
     """Exact fields on every path, then learned ones on the straight path."""
     exact_key, floor_key, learn_key = jax.random.split(key, 3)
     exact = lambda key: matching.mixture_sample(_law(TARGET), config.samples, key=key)
-    pairs = jax.random.split(jax.random.fold_in(floor_key, 1), (20, 2))
-    floor = float(np.mean([float(metrics.energy_distance(exact(a), exact(b))) for a, b in pairs]))
+    floor = floor_distance(exact, key=jax.random.fold_in(floor_key, 1))
     fresh = jnp.stack([exact(k) for k in jax.random.split(floor_key, config.repeats)])
 
     claims, numbers, arrays = [], {"energy_distance_floor": floor}, {}
@@ -132,7 +132,7 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
                 steps = config.ode_steps if epsilon is None else config.sde_steps
                 draw = jax.random.fold_in(jax.random.fold_in(exact_key, i), j)
                 x = _exact_samples(path, epsilon, config.repeats * config.samples, steps, draw)
-                distance = _mean_distance(x, fresh)
+                distance = mean_distance(x, fresh)
                 source = f"{config.floor_ratio:g} x two exact samples"
                 claims.append(
                     at_most(f"{path}, epsilon {name}: energy distance", distance, config.floor_ratio * floor, source)
@@ -144,15 +144,6 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
     more = _learned(config, learn_key, fresh, floor, progress)
     claims += more[0]
     return Result(tuple(claims), numbers | more[1], arrays | more[2])
-
-
-def _mean_distance(x, fresh):
-    """Energy distance of batches of x to batches of exact samples, averaged: a batch alone fluctuates by half its mean."""
-    return float(
-        jnp.mean(
-            jnp.stack([metrics.energy_distance(*pair) for pair in zip(x.reshape(fresh.shape), fresh, strict=True)])
-        )
-    )
 
 
 def _both_losses(net, key, n):
@@ -196,7 +187,7 @@ def _learned(config, key, fresh, floor, progress):
     log_ratio, gap = (np.asarray(a, np.float64) for a in measure(x1, keys[4]))
     x0 = jax.random.normal(keys[5], (config.repeats * config.samples, 2))
     sde = matching.sample_sde_batch(v_hat, s_hat, x0, epsilon=epsilon, steps=config.sde_steps, key=keys[4])
-    distance = _mean_distance(sde, fresh)
+    distance = mean_distance(sde, fresh)
     stderr = lambda a: a.std(ddof=1) / np.sqrt(len(a))
     kl, bound = log_ratio.mean(), gap.mean()
     claims = [
