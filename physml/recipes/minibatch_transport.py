@@ -285,5 +285,6 @@ def plot(result: Result) -> Any:
         row[3].axhline(1.0, color="0.5", lw=1)
         row[3].set_xticks(at, ["I-CFM", "OT-CFM", "SF2M\nflow", "SF2M\ndiffusion"], fontsize=8)
         row[3].set_title("black: published path energy", fontsize=9)
-        row[3].legend(fontsize=7)
+        row[3].set_ylim(top=10.0)
+        row[3].legend(fontsize=7, loc="upper center", ncols=2)
     return figure
