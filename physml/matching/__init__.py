@@ -13,9 +13,18 @@ from physml.matching.coupling import (
     Assignment as Assignment,
     Entropic as Entropic,
     Independent as Independent,
+    Keep as Keep,
+    Pairs as Pairs,
     Plan as Plan,
+    couple as couple,
     sinkhorn as sinkhorn,
     squared_distances as squared_distances,
+)
+from physml.matching.entropic import (
+    GaussianPlan as GaussianPlan,
+    MixturePlan as MixturePlan,
+    gaussian_plan as gaussian_plan,
+    mixture_plan as mixture_plan,
 )
 from physml.matching.exact import (
     Fields as Fields,

@@ -63,7 +63,7 @@ class ForwardProcess(eqx.Module):
         # One exponential of twice the size gives A and the covariance, which I - A A^T would lose to rounding at small tau.
         d, rate = len(self.factor), self.rate
         block = jnp.block([[-rate, self.metric], [jnp.zeros_like(rate), rate.T]])
-        both = jax.scipy.linalg.expm(tau * block)
+        both = _expm(tau * block)
         a = both[:d, :d]
         cov = both[:d, d:] @ a.T
         return a, jnp.linalg.cholesky(0.5 * (cov + cov.T))
@@ -143,3 +143,18 @@ def evidence_bound(
 
     ends, zs = jax.random.normal(end_key, x1.shape, x1.dtype), jax.random.normal(noise_key, x1.shape, x1.dtype)
     return jax.vmap(one)(jnp.arange(n) % m, x1, ends, zs, args)
+
+
+def _expm(x: Array) -> Array:
+    """Exponential of a small matrix of norm below about 40: a Taylor series of x/32, squared five times.
+
+    `jax.scipy.linalg.expm` chooses its order by branches, all of which run under vmap: 2.5 times the cost of a whole step.
+    """
+    small = x / 32.0
+    total = term = jnp.eye(len(x), dtype=x.dtype)
+    for k in range(1, 11):
+        term = term @ small / k
+        total = total + term
+    for _ in range(5):
+        total = total @ total
+    return total

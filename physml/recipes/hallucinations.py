@@ -59,7 +59,7 @@ class Config:
 
 PAPER = Config()
 # Half trained: more hallucinations, which settle in more places and are harder to tell.
-SMOKE = Config(points=10_000, train_steps=1000, batch_size=256, width=64, samples=4000, chain_steps=100, removed=0.3)
+SMOKE = Config(points=10_000, train_steps=1000, batch_size=256, width=64, samples=4000, chain_steps=100, removed=0.2)
 PATH = matching.edm(0.005, 10.0, 5.0)
 
 
@@ -72,7 +72,7 @@ class Waves(eqx.Module):
         self.net = nn.MLP(18, out_dim=2, width=width, depth=3, key=key)
 
     def __call__(self, t, x, args=None):
-        angle = jnp.outer(2.0 ** jnp.arange(1, 5), x).ravel()
+        angle = jnp.outer(jnp.array([2.0, 4.0, 8.0, 16.0], x.dtype), x).ravel()
         return self.net(t, jnp.concatenate([x, jnp.sin(angle), jnp.cos(angle)]), args)
 
 

@@ -74,7 +74,7 @@ EPSILON = 0.5 * DURATION  # the diffusion is the reversed process: epsilon = bet
 
 
 class Score(eqx.Module):
-    r"""$s(t, x) = -x + \beta(t)\,N(t, x)$, N a network.
+    r"""$s(t, x) = -x + \tfrac{\beta}{\alpha}\,N(t, x)$, N a network.
 
     At t = 0, where the flow starts, the score must be that of the noise: an error there is one that the diffusion forgets
     and the flow does not, and no residual sees it.
@@ -83,8 +83,8 @@ class Score(eqx.Module):
     net: nn.MLP
 
     def __call__(self, t, x, args=None):
-        (_, beta, _), _ = PATH.coefficients(jnp.asarray(t, x.dtype))
-        return -x + beta * self.net(t, x, args)
+        (alpha, beta, _), _ = PATH.coefficients(jnp.asarray(t, x.dtype))
+        return -x + beta / alpha * self.net(t, x, args)
 
     def velocity(self, t, x, args=None):
         """The velocity of the flow with this score: the reversed process without its noise."""

@@ -63,7 +63,7 @@ SMOKE = Config(
     samples=400,
     repeats=4,
     ode_steps=30,
-    floor_ratio=4.0,
+    floor_ratio=8.0,
 )
 PATH = matching.edm(0.02, 20.0)
 
@@ -133,7 +133,7 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
             keys = jax.random.split(jax.random.fold_in(train_key, i), 3)
             noise = matching.StudentNoise(d)
             x0 = noise.sample((config.repeats * config.samples, 2), key=keys[0])
-            model = matching.Preconditioned(nn.MLP(2, width=config.width, depth=3, key=keys[1]), PATH, scale)
+            model = matching.Preconditioned(nn.MLP(2, width=config.width, depth=3, key=keys[1]), PATH, scale, d)
             optimizer = optax.chain(
                 optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(2e-3, config.train_steps))
             )
