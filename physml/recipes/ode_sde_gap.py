@@ -74,7 +74,7 @@ EPSILON = 0.5 * DURATION  # the diffusion is the reversed process: epsilon = bet
 
 
 class Score(eqx.Module):
-    r"""$s(t, x) = -x + \tfrac{\beta}{\alpha}\,N(t, x)$, N a network.
+    r"""$s(t, x) = -x + \beta\,(\alpha^2 + 0.01)^{-1/2}\,N(t, x)$, N a network.
 
     At t = 0, where the flow starts, the score must be that of the noise: an error there is one that the diffusion forgets
     and the flow does not, and no residual sees it.
@@ -84,7 +84,8 @@ class Score(eqx.Module):
 
     def __call__(self, t, x, args=None):
         (alpha, beta, _), _ = PATH.coefficients(jnp.asarray(t, x.dtype))
-        return -x + beta / alpha * self.net(t, x, args)
+        # Bounded where the path ends at the data: the width below which nothing is learned is a tenth.
+        return -x + beta / jnp.sqrt(alpha**2 + 0.01) * self.net(t, x, args)
 
     def velocity(self, t, x, args=None):
         """The velocity of the flow with this score: the reversed process without its noise."""
