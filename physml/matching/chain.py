@@ -13,11 +13,13 @@ where $A x + B x_1$ is the mean of $q(x_{k+1} | x_k, x_1)$. For one trajectory o
 
 $$\ln w = \ln p(x_0) + \sum_k \ln p(x_{k+1} | x_k) - \ln q(x_k | x_{k+1}).$$
 
-Then $E\, w = p(x_n)$ exactly, Jarzynski's equality with $-\ln w$ as work, and $E \ln w \le \ln p(x_n)$ is the variational
-bound; the difference is the dissipation. A chain that reverses exactly has the same weight on every trajectory.
+Then $E\, w = p(x_n)$ exactly, Jarzynski's equality with $-\ln w$ as work, and $E \ln w \le \ln p(x_n)$ is the
+variational bound; the difference is the dissipation. A chain that reverses exactly has the same weight on every
+trajectory.
 
 **See** Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli, Deep unsupervised learning using nonequilibrium
-thermodynamics (2015), eqs. 9-14; Ho, Jain and Abbeel (2020), eqs. 5-7; Bao et al., Analytic-DPM (2022), for the variances.
+thermodynamics (2015), eqs. 9-14; Ho, Jain and Abbeel (2020), eqs. 5-7; Bao et al., Analytic-DPM (2022), for the
+variances.
 """
 
 from typing import Any, NamedTuple
@@ -70,7 +72,8 @@ class Chain(eqx.Module):
 
 
 def gaussian_chain(path: Path, steps: int, *, times: Array | None = None, scale: Scalar = 0.0) -> Chain:
-    r"""The chain of a one-sided path at `times`, by default steps + 1 equal ones, with the variances of $q(x_{k+1}|x_k, x_1)$.
+    r"""The chain of a one-sided path at `times`, by default steps + 1 equal ones, with the variances of
+    $q(x_{k+1}|x_k, x_1)$.
 
     **Arguments.** `scale`: $\rho$, the root mean square of the data, which widens the prior to
     $\alpha_0^2 + \beta_0^2\rho^2$ on paths that end near and not at noise. **Returns** a `Chain`; where the last step
@@ -93,7 +96,8 @@ def gaussian_chain(path: Path, steps: int, *, times: Array | None = None, scale:
 def calibrate(chain: Chain, denoiser: Field, x1: Array, *, key: Key, args: PyTree = None) -> Chain:
     r"""The chain with the best isotropic variances for a denoiser: $\sigma_k^2 = E|x_{k+1} - A x_k - B D|^2 / d$.
 
-    They are $\tilde\sigma_k^2 + B_k^2 E|x_1 - D|^2/d$: what is not known of $x_1$ is noise. Estimated on data x1 (n, ...).
+    They are $\tilde\sigma_k^2 + B_k^2 E|x_1 - D|^2/d$: what is not known of $x_1$ is noise. Estimated on data x1 (n,
+    ...).
     """
     keys = jax.random.split(key, chain.steps)
 
@@ -143,9 +147,10 @@ def ancestral(
 ) -> Ancestral:
     r"""Draw one sample from the chain: $x_{k+1} = A_k x_k + B_k D(t_k, x_k) + \sigma_k \xi_k$ from $x_0$.
 
-    **Arguments.** `x0`: noise at t = 0, `path.start` of a normal sample. `window`: the times between which the spread of
-    the predictions $D(t_k, x_k)$ is taken, its variance along the trajectory, averaged over coordinates: large where the
-    model does not settle. **Returns** `Ancestral(x, spread)`. Batches by vmap over (x0, key). **Cost** n evaluations.
+    **Arguments.** `x0`: noise at t = 0, `path.start` of a normal sample. `window`: the times between which the spread
+    of the predictions $D(t_k, x_k)$ is taken, its variance along the trajectory, averaged over coordinates: large
+    where the model does not settle. **Returns** `Ancestral(x, spread)`. Batches by vmap over (x0, key). **Cost** n
+    evaluations.
     """
     if not 0.0 <= window[0] < window[1] <= 1.0:
         raise ValueError(f"window must be two increasing times in [0, 1], got {window}")

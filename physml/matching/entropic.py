@@ -114,8 +114,19 @@ def gaussian_plan(source: tuple[Any, Any], target: tuple[Any, Any], *, epsilon: 
     return GaussianPlan(*_solve(*(jnp.asarray(v, dtype) for v in (m0, a, m1, b, epsilon))))
 
 
-@in_float64
-def _solve(m0, a, m1, b, epsilon):
+@jax.custom_jvp
+def _solve(*law):
+    return in_float64(_solved)(*law)
+
+
+@_solve.defjvp
+def _(primals, tangents):
+    # Differentiation of a compiled caller comes here when its float64 context is gone: take derivatives in one of our
+    # own.
+    return in_float64(lambda p, t: jax.jvp(_solved, p, t))(primals, tangents)
+
+
+def _solved(m0, a, m1, b, epsilon):
     a, b, eye = 0.5 * (a + a.T), 0.5 * (b + b.T), jnp.eye(len(a), dtype=a.dtype)
     low = jnp.linalg.cholesky(b)
     inner = 0.5 * epsilon * eye + _root(low.T @ a @ low + 0.25 * epsilon**2 * eye)
@@ -257,8 +268,8 @@ def mixture_plan(u: MixtureLike, v: MixtureLike, *, epsilon: Scalar) -> MixtureP
             )
     if parts[0][1].shape[1] != parts[1][1].shape[1]:
         raise ValueError(f"u and v must share d; got {parts[0][1].shape[1]} and {parts[1][1].shape[1]}")
-    cast = lambda law: tuple(jnp.asarray(part, dtype) for part in law)
-    return MixturePlan(cast(parts[0]), cast(parts[1]), jnp.asarray(epsilon, dtype))
+    u, v = ((w.astype(dtype), m.astype(dtype), c.astype(dtype)) for w, m, c in parts)
+    return MixturePlan(u, v, jnp.asarray(epsilon, dtype))
 
 
 def _flat(log_w, means, covs):

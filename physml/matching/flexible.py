@@ -4,10 +4,10 @@ Every linear diffusion that leaves $N(0, I)$ invariant is, in the time $\tau$ fr
 
 $$dx = -\tfrac12 (R + \Omega)\, x\, d\tau + R^{1/2}\, dW, \qquad R = R^\top \succeq 0, \quad \Omega^\top = -\Omega,$$
 
-R a metric (how fast which direction is noised) and $\Omega$ a symplectic part (how it is turned). R = I, $\Omega = 0$ is the
-variance-preserving process; a state with momenta and a swirl that couples them the critically damped one. From $x_1$ it
-gives a Gaussian, $x_\tau \sim N(A x_1, I - A A^\top)$ with $A = e^{-\tau(R + \Omega)/2}$, whose score is known; so R and
-$\Omega$ train together with the score on the evidence bound itself,
+R a metric (how fast which direction is noised) and $\Omega$ a symplectic part (how it is turned). R = I, $\Omega = 0$
+is the variance-preserving process; a state with momenta and a swirl that couples them the critically damped one. From
+$x_1$ it gives a Gaussian, $x_\tau \sim N(A x_1, I - A A^\top)$ with $A = e^{-\tau(R + \Omega)/2}$, whose score is
+known; so R and $\Omega$ train together with the score on the evidence bound itself,
 
 $$-\ln p_\varepsilon \le E\Big[-\ln N(x_T; 0, I)
   + \tfrac12 \int_\varepsilon^T |s - \nabla\ln q|^2_R - |\nabla \ln q|_R^2 + \operatorname{tr} R \; d\tau\Big],$$
@@ -31,9 +31,10 @@ from physml.integrate import Dynamics, Matrix, ensemble
 
 
 class ForwardProcess(eqx.Module):
-    r"""The process of R and $\Omega$: `factor` L (d, d), $R = 0.99\, L L^\top d/\operatorname{tr}(L L^\top) + 0.01\, I$, and `swirl`
-    S (d, d), $\Omega = S - S^\top$. The trace of R is d: no process is better for running longer, and none stands still in a
-    direction. `duration`: T; `start`: $\varepsilon$.
+    r"""The process of R and $\Omega$: `factor` L (d, d),
+    $R = 0.99\, L L^\top d/\operatorname{tr}(L L^\top) + 0.01\, I$, and `swirl` S (d, d), $\Omega = S - S^\top$. The
+    trace of R is d: no process is better for running longer, and none stands still in a direction. `duration`: T;
+    `start`: $\varepsilon$.
     """
 
     factor: Array
@@ -60,7 +61,8 @@ class ForwardProcess(eqx.Module):
 
     def kernel(self, tau: Any) -> tuple[Array, Array]:
         r"""(A, Cholesky factor of $I - A A^\top$) of the law of $x_\tau$ given $x_1$."""
-        # One exponential of twice the size gives A and the covariance, which I - A A^T would lose to rounding at small tau.
+        # One exponential of twice the size gives A and the covariance, which I - A A^T would lose to rounding at
+        # small tau.
         d, rate = len(self.factor), self.rate
         block = jnp.block([[-rate, self.metric], [jnp.zeros_like(rate), rate.T]])
         both = _expm(tau * block)
@@ -78,10 +80,11 @@ class ForwardProcess(eqx.Module):
     def reverse(
         self, score: Field, x0: Array, *, steps: int, key: Key, args: PyTree = None, ratio: float = 1.0
     ) -> Array:
-        r"""Noise x0 (n, d) carried to data: $dx = [(R + \Omega)x/2 + \tfrac{1 + r}{2} R s]\,d\tau' + \sqrt r\,R^{1/2} dW$.
+        r"""Noise x0 (n, d) to data: $dx = [(R + \Omega)x/2 + \tfrac{1 + r}{2} R s]\,d\tau' + \sqrt r\,R^{1/2} dW$.
 
-        `score`: s(t, x, args) of the process at $\tau = \varepsilon + (T - \varepsilon)(1 - t)$, t from 0 (noise) to 1 (data).
-        `ratio` r: 1 for the diffusion, 0 for the flow; the law is the same. Times grow denser towards the data.
+        `score`: s(t, x, args) of the process at $\tau = \varepsilon + (T - \varepsilon)(1 - t)$, t from 0 (noise) to
+        1 (data). `ratio` r: 1 for the diffusion, 0 for the flow; the law is the same. Times grow denser towards the
+        data.
         """
         metric, rate = self.metric, self.rate
         root = jnp.linalg.cholesky(metric)
@@ -114,10 +117,10 @@ def evidence_bound(
 ) -> Array:
     r"""The bound on $-\ln p_\varepsilon$ in nats, one unbiased number for each row of x1 (n, d).
 
-    $\tau$ is drawn evenly in $\ln\tau$, where the integrand is flat: it grows as $1/\tau$. Differentiable in process and
-    score: the mean is the loss that trains both. `score`: s(t, x, args) as in `ForwardProcess.reverse`. `args`: None or
-    a pytree with leading axis n. `times`: rows share so many values of $\tau$. **Cost** n evaluations and `times` matrix
-    exponentials.
+    $\tau$ is drawn evenly in $\ln\tau$, where the integrand is flat: it grows as $1/\tau$. Differentiable in process
+    and score: the mean is the loss that trains both. `score`: s(t, x, args) as in `ForwardProcess.reverse`. `args`:
+    None or a pytree with leading axis n. `times`: rows share so many values of $\tau$. **Cost** n evaluations and
+    `times` matrix exponentials.
     """
     x1 = jnp.asarray(x1)
     n, d = x1.shape
@@ -148,7 +151,8 @@ def evidence_bound(
 def _expm(x: Array) -> Array:
     """Exponential of a small matrix of norm below about 40: a Taylor series of x/32, squared five times.
 
-    `jax.scipy.linalg.expm` chooses its order by branches, all of which run under vmap: 2.5 times the cost of a whole step.
+    `jax.scipy.linalg.expm` chooses its order by branches, all of which run under vmap: 2.5 times the cost of a whole
+    step.
     """
     small = x / 32.0
     total = term = jnp.eye(len(x), dtype=x.dtype)

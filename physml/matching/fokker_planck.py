@@ -1,16 +1,17 @@
 r"""Do a velocity and a score belong to one law? The residual of the Fokker-Planck equation.
 
-The law $p_t$ of $\dot x = v$ obeys $\partial_t \ln p + \nabla\!\cdot v + v \cdot \nabla\ln p = 0$. For a potential $\psi \approx \ln p$ and
-for a score s the equations that should hold are
+The law $p_t$ of $\dot x = v$ obeys $\partial_t \ln p + \nabla\!\cdot v + v \cdot \nabla\ln p = 0$. For a potential
+$\psi \approx \ln p$ and for a score s the equations that should hold are
 
 $$R = \partial_t \psi + \nabla\!\cdot v + v\cdot\nabla\psi, \qquad
-  \mathcal R = \partial_t s + \nabla(\nabla\!\cdot v + v \cdot s), \qquad \mathcal R = \nabla R \text{ if } s = \nabla\psi .$$
+  \mathcal R = \partial_t s + \nabla(\nabla\!\cdot v + v \cdot s), \qquad \mathcal R = \nabla R \text{ if } s =
+  \nabla\psi .$$
 
 Where they vanish the flow and every diffusion with this score have the same law; R measures the gap, and penalised in
 training it closes the gap. On a one-sided path $v$ is a function of s and the residual is that of the score alone.
 
-**See** Deveney, Stanczuk, Kreusser, Budd and Schoenlieb, Closing the ODE-SDE gap in score-based diffusion models through
-the Fokker-Planck equation (2023); Lai et al., FP-Diffusion (2023), for the equation of the score.
+**See** Deveney, Stanczuk, Kreusser, Budd and Schoenlieb, Closing the ODE-SDE gap in score-based diffusion models
+through the Fokker-Planck equation (2023); Lai et al., FP-Diffusion (2023), for the equation of the score.
 """
 
 from collections.abc import Callable

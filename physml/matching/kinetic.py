@@ -2,15 +2,16 @@ r"""Kinetic-optimal paths: the Gaussian path to given data along which the flow 
 
 On a path $x_t = \alpha x_0 + \beta x_1$ with $x_0 \sim N(0, I)$ the kinetic energy of the flow,
 $K = \frac1d \int_0^1 E|v(t, x_t)|^2\, dt$, knows the data through one function of the ratio $s = \beta/\alpha$. Put
-$\rho^2 = E|x_1|^2/d$ and use polar coordinates, $\alpha = r\cos\theta$, $\rho\beta = r\sin\theta$. Then (derived in the theory pages)
+$\rho^2 = E|x_1|^2/d$ and use polar coordinates, $\alpha = r\cos\theta$, $\rho\beta = r\sin\theta$. Then (derived in
+the theory pages)
 
 $$K = \int_0^1 \dot r^2 + r^2 g(\theta)^2\, \dot\theta^2\, dt, \qquad
   g^2 = \frac{\lambda - \sin^2\theta}{\cos^2\theta} = 1 - \frac{\mathrm{mmse}}{\mathrm{mmse}_{lin}}, \qquad
   \lambda = \frac{E|E[x_1 | x_t]|^2}{E|x_1|^2},$$
 
-$\lambda$ the data separation function. The metric is flat in $(r, \varphi)$ with $\varphi = \int_0^\theta g$: the optimal path
-is the straight line from $(1, 0)$ to $(\rho, \Phi)$, and $K = 1 + \rho^2 - 2\rho\cos\Phi$. Points far apart have $g = 1$, and
-the line is `linear()`; Gaussian data have $g = 0$ and $K = (1 - \rho)^2$, their transport cost.
+$\lambda$ the data separation function. The metric is flat in $(r, \varphi)$ with $\varphi = \int_0^\theta g$: the
+optimal path is the straight line from $(1, 0)$ to $(\rho, \Phi)$, and $K = 1 + \rho^2 - 2\rho\cos\Phi$. Points far
+apart have $g = 1$, and the line is `linear()`; Gaussian data have $g = 0$ and $K = (1 - \rho)^2$, their transport cost.
 
 **See** Shaul, Chen, Nickel, Le and Lipman, On kinetic optimal probability paths for generative models (2023): the
 one-dimensional equation whose solution this is.
@@ -31,7 +32,8 @@ from physml.matching.pfgm import StudentNoise, empirical_denoiser
 
 
 class KineticMetric(eqx.Module):
-    r"""What the energy of a path depends on: `scale` $\rho$, and $g(\theta)$ and $\varphi(\theta)$ at `angle` (k,) in [0, pi/2]."""
+    r"""What the energy of a path depends on: `scale` $\rho$, and $g(\theta)$ and $\varphi(\theta)$ at `angle` (k,) in
+    [0, pi/2]."""
 
     scale: Array
     angle: Array
@@ -116,9 +118,10 @@ def _inverse(phi: Array, m: KineticMetric) -> Array:
 def kinetic_metric(denoiser: Field, x1: Array, *, key: Key, angles: int = 65, samples: int = 4096) -> KineticMetric:
     r"""Estimate $g(\theta)$ for data with a known denoiser.
 
-    At r = 1 the linear estimate of $x_1$ is $L = \rho\sin\theta\, x_t$, with $\mathrm{mmse}_{lin} = \rho^2\cos^2\theta$. The
-    errors of D, the denoiser, and of L differ by $E|D - L|^2$ exactly, since D - L is a function of $x_t$: so
-    $g^2 = E|D - L|^2 / (d\,\rho^2\cos^2\theta)$, and no difference of two estimates is taken.
+    At r = 1 the linear estimate of $x_1$ is $L = \rho\sin\theta\, x_t$, with
+    $\mathrm{mmse}_{lin} = \rho^2\cos^2\theta$. The errors of D, the denoiser, and of L differ by $E|D - L|^2$
+    exactly, since D - L is a function of $x_t$: so $g^2 = E|D - L|^2 / (d\,\rho^2\cos^2\theta)$, and no difference of
+    two estimates is taken.
 
     **Arguments.** `denoiser`: $E[x_1 | x_t]$ on the path `trigonometric()`, on one sample: from `exact_fields`, from
     `empirical_denoiser`, or learned. `x1` (n, ...): samples of the data. `angles`: nodes in theta. `samples`: pairs of
@@ -156,7 +159,8 @@ def kinetic_metric(denoiser: Field, x1: Array, *, key: Key, angles: int = 65, sa
 
 
 def kinetic_optimal(points: Array, *, key: Key, angles: int = 65, samples: int = 4096) -> Path:
-    r"""The kinetic-optimal path to finite data `points` (n, ...): `kinetic_metric(...).optimal()` of their exact denoiser.
+    r"""The kinetic-optimal path to finite data `points` (n, ...): `kinetic_metric(...).optimal()` of their exact
+    denoiser.
 
     **Cost** angles x samples x n d. **Errors** as `kinetic_metric`.
     """

@@ -1,7 +1,8 @@
 r"""Meta flow matching: one field for many populations, told which by the population itself.
 
-A population's flow may depend on the population, $\dot x = v(t, x, p_0)$: cells that signal, particles that interact. The
-field gets a code of the source population, $v_\theta(t, x, \varphi(\{x_0\}))$ with $\varphi$ blind to order, and both train on
+A population's flow may depend on the population, $\dot x = v(t, x, p_0)$: cells that signal, particles that interact.
+The field gets a code of the source population, $v_\theta(t, x, \varphi(\{x_0\}))$ with $\varphi$ blind to order, and
+both train on
 
 $$L = E_{i}\, E_{x_0, x_1 \sim \pi_i}\, E_t\, |v_\theta(t, x_t, \varphi(P_i)) - \dot x_t|^2 ,$$
 
@@ -51,8 +52,9 @@ def match_populations(
 ) -> Array:
     r"""The mean over populations of `match`, each given the code of its own source.
 
-    **Arguments.** `sources`, `targets` (p, n, d): p populations, rows paired unless `coupling` re-pairs them. The code is
-    taken from all n points; `batch_size` rows of each, without replacement, enter the regression (all by default).
+    **Arguments.** `sources`, `targets` (p, n, d): p populations, rows paired unless `coupling` re-pairs them. The
+    code is taken from all n points; `batch_size` rows of each, without replacement, enter the regression (all by
+    default).
     **Returns** a scalar. **Errors** `ValueError` for populations that do not match.
     """
     if sources.shape != targets.shape or sources.ndim < 3:

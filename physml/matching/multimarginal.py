@@ -4,13 +4,13 @@ With $x_k \sim \rho_k$, k = 1..K, and weights $a$ on the simplex let $x(a) = \su
 
 $$g_k(a, x) = E[x_k | x(a) = x]$$
 
-know every way through the simplex: along a curve a(t) the law of x(a(t)) is carried by $v = \sum_k \dot a_k g_k(a(t), x)$,
-from the law at one vertex to that at another. So the curve is chosen after training: the one of least energy
-$\int_0^1 E|v|^2\, dt$ is found by gradients through the exact sampler of x(a). If one of the laws is N(0, I) the score of
-x(a) is $-g_k/a_k$.
+know every way through the simplex: along a curve a(t) the law of x(a(t)) is carried by
+$v = \sum_k \dot a_k g_k(a(t), x)$, from the law at one vertex to that at another. So the curve is chosen after
+training: the one of least energy $\int_0^1 E|v|^2\, dt$ is found by gradients through the exact sampler of x(a). If
+one of the laws is N(0, I) the score of x(a) is $-g_k/a_k$.
 
-**See** Albergo, Boffi, Lindsey and Vanden-Eijnden, Multimarginal generative modeling with stochastic interpolants (2023),
-eqs. 5-9 and section 2.3.
+**See** Albergo, Boffi, Lindsey and Vanden-Eijnden, Multimarginal generative modeling with stochastic interpolants
+(2023), eqs. 5-9 and section 2.3.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,8 @@ from physml.train import fit
 
 
 def simplex_match(field: Field, xs: Array, *, key: Key, args: PyTree = None, concentration: float = 1.0) -> Array:
-    r"""Regress the means $g_k$: the batch average of $\sum_k |f_k(a, x(a)) - x_k|^2 / d$ over weights from a Dirichlet law.
+    r"""Regress the means $g_k$: the batch average of $\sum_k |f_k(a, x(a)) - x_k|^2 / d$ over weights from a
+    Dirichlet law.
 
     **Arguments.** `field`: f(a (K,), x, args) -> (K, *x.shape) on one sample. `xs` (K, n, ...): a batch of every law.
     `args`: None or a pytree with leading axis n. `concentration`: of the Dirichlet law of a, 1 for uniform on the
@@ -62,10 +63,12 @@ def simplex_weights(laws: int, n: int, *, key: Key, concentration: float = 1.0, 
 
 
 class Curve(eqx.Module):
-    r"""A curve on the simplex from vertex `start` to vertex `end`: $a(t) \propto e(u) + [\sum_m c_m \sin(m \pi u)]^2$, u = u(t).
+    r"""A curve on the simplex from vertex `start` to vertex `end`:
+    $a(t) \propto e(u) + [\sum_m c_m \sin(m \pi u)]^2$, u = u(t).
 
-    e(u) is the straight edge and the square, taken law by law, keeps a inside. The clock u(t) has a positive rate that is
-    linear between equal nodes. `coefficients` (modes, K) and `log_rate` (nodes,): zero for the edge at constant speed.
+    e(u) is the straight edge and the square, taken law by law, keeps a inside. The clock u(t) has a positive rate
+    that is linear between equal nodes. `coefficients` (modes, K) and `log_rate` (nodes,): zero for the edge at
+    constant speed.
     """
 
     coefficients: Array
@@ -136,8 +139,9 @@ def learn_curve(
 ) -> Curve:
     r"""The curve from one vertex to another that lowers the energy of the transport, for known or learned $g_k$.
 
-    **Arguments.** `field`: g(a, x, args) -> (K, ...). `sampler`: `sampler(key) -> xs` (K, n, ...), fresh samples of every
-    law. `modes`, `nodes`: of the curve and its clock. Adam with a cosine schedule from a small bulge; the field is not changed.
+    **Arguments.** `field`: g(a, x, args) -> (K, ...). `sampler`: `sampler(key) -> xs` (K, n, ...), fresh samples of
+    every law. `modes`, `nodes`: of the curve and its clock. Adam with a cosine schedule from a small bulge; the field
+    is not changed.
     **Returns** a `Curve`. **Cost** steps x n gradients of the field.
     """
     shape = jax.eval_shape(sampler, key).shape

@@ -1,15 +1,15 @@
 r"""Preconditioning: a denoiser made of a network whose input and target have unit variance at every noise level.
 
-On $x_t = \alpha x_0 + \beta x_1$ with data of standard deviation $\rho$ the linear estimate of $x_1$ is the skip, and the
-network learns the rest in units of the linear estimate's error,
+On $x_t = \alpha x_0 + \beta x_1$ with data of standard deviation $\rho$ the linear estimate of $x_1$ is the skip, and
+the network learns the rest in units of the linear estimate's error,
 
-$$D(t, x) = \frac{\beta\rho^2}{V} x + \frac{\alpha\rho}{\sqrt V} F(t, x/\sqrt V), \qquad V = \alpha^2 + \beta^2\rho^2 .$$
+$$D(t, x) = \frac{\beta\rho^2}{V} x + \frac{\alpha\rho}{\sqrt V} F(t, x/\sqrt V), \quad V = \alpha^2 + \beta^2\rho^2 .$$
 
-At $\beta = 1$, $\alpha = \sigma$ these are the coefficients of Karras, Aittala, Aila and Laine, Elucidating the design space of
-diffusion-based generative models (2022), table 1; the formula holds on every one-sided path. Student noise of D degrees of
-freedom is Gaussian noise of a random width. Seen from x in N dimensions its mean square is
-$\alpha^2 (D + |x|^2/V)/(D + N)$, which takes the place of $\alpha^2$: far out the network sees a bounded input, and the skip
-vanishes, as the denoiser of heavy tails does.
+At $\beta = 1$, $\alpha = \sigma$ these are the coefficients of Karras, Aittala, Aila and Laine, Elucidating the
+design space of diffusion-based generative models (2022), table 1; the formula holds on every one-sided path. Student
+noise of D degrees of freedom is Gaussian noise of a random width. Seen from x in N dimensions its mean square is
+$\alpha^2 (D + |x|^2/V)/(D + N)$, which takes the place of $\alpha^2$: far out the network sees a bounded input, and
+the skip vanishes, as the denoiser of heavy tails does.
 """
 
 import math
@@ -27,8 +27,9 @@ class Preconditioned(eqx.Module):
     r"""The denoiser $E[x_1|x_t]$ around a network F, a field; `weight` makes its loss that of F.
 
     **Arguments.** `net`: F(t, x, args) on one sample. `path`: one-sided. `scale`: $\rho$, the standard deviation of the
-    data. `degrees`: D of the noise, infinite for Gaussian. Train with `match(model, path, x0, x1, target="denoiser", weight=model.weight, key=key)`; sample with
-    `convert(model, path, "denoiser", "velocity")`. **Errors** `ValueError` for a path with gamma or a scale <= 0.
+    data. `degrees`: D of the noise, infinite for Gaussian. Train with `match(model, path, x0, x1, target="denoiser",
+    weight=model.weight, key=key)`; sample with `convert(model, path, "denoiser", "velocity")`. **Errors**
+    `ValueError` for a path with gamma or a scale <= 0.
     """
 
     net: Field

@@ -94,8 +94,8 @@ def _measured(metric, points, n, key):
         t, x0, x1 = inputs
         return jnp.mean(velocity(t, path.at(t, x0, x1, x0).x, None) ** 2)
 
-    power = (1.0 - 2.0 * path.cut) * jax.lax.map(power, (t, x0, x1), batch_size=256)
-    return jnp.mean(power), jnp.std(power) / math.sqrt(n)
+    values = (1.0 - 2.0 * path.cut) * jax.lax.map(power, (t, x0, x1), batch_size=256)
+    return jnp.mean(values), jnp.std(values) / math.sqrt(n)
 
 
 def run(config: Config, *, key: Key, progress: bool = False) -> Result:
@@ -114,7 +114,7 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
             noise = jax.random.normal(keys[3], (n, dim))
             bound = float(metrics.wasserstein2(noise, points[:n])) ** 2 / dim
             claims += [
-                at_most(f"{name}: energy of the optimal path", best, 0.99 * min(energy.values()), f"99% of the {min(energy, key=energy.get)} path's"),
+                at_most(f"{name}: energy of the optimal path", best, 0.99 * min(energy.values()), f"99% of the {min(energy, key=lambda k: energy[k])} path's"),
                 at_least(f"{name}: the same", best, bound, "the transport bound of Benamou and Brenier"),
                 at_most(f"{name}: metric against the exact velocity", abs(measured / best - 1.0), config.agreement + 5 * error / best, "relative; 5 standard errors more", error / best),
             ]  # fmt: skip

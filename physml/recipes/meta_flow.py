@@ -106,8 +106,8 @@ class Codes(eqx.Module):
     """How a model knows the population: nothing, its number, or a code of its points."""
 
     kind: str = eqx.field(static=True)
-    sets: nn.DeepSets | None
-    table: jax.Array | None
+    sets: nn.DeepSets
+    table: jax.Array
 
     def __call__(self, points, number=None):
         if self.kind == "population":
@@ -119,8 +119,8 @@ class Codes(eqx.Module):
 
 def _model(kind, count, config, key):
     field_key, set_key, table_key = jax.random.split(key, 3)
-    sets = nn.DeepSets(2, config.code, width=config.width, depth=3, key=set_key) if kind == "population" else None
-    table = jax.random.normal(table_key, (count, config.code)) if kind != "population" else None
+    sets = nn.DeepSets(2, config.code, width=config.width, depth=3, key=set_key)
+    table = jax.random.normal(table_key, (count, config.code))
     field = nn.MLP(2, width=config.width, depth=4, cond_dim=config.code, key=field_key)
     return matching.MetaField(field, Codes(kind, sets, table))
 

@@ -266,3 +266,14 @@ def test_bad_input():
         mixture_plan(
             (jnp.ones(1), zero[None], eye[None]), (jnp.ones(1), jnp.zeros((1, 3)), jnp.eye(3)[None]), epsilon=1.0
         )
+
+
+def test_gradient_through_a_compiled_plan():
+    plan = lambda s: gaussian_plan((jnp.zeros(1), jnp.eye(1)), (jnp.zeros(1), s * jnp.eye(1)), epsilon=0.3).slope[0, 0]
+    value = jax.jit(plan)
+    # k a k + eps k = s in one dimension
+    exact = lambda s: -0.15 + np.sqrt(0.15**2 + s)
+    np.testing.assert_allclose(value(2.0), exact(2.0), rtol=1e-6)
+    finite = (exact(2.001) - exact(1.999)) / 0.002
+    for slope in (jax.grad(value), jax.jit(jax.grad(plan))):
+        np.testing.assert_allclose(slope(2.0), finite, rtol=1e-4)
