@@ -5,8 +5,7 @@ keeps $KL(q_T|N(0, I))$. A process with a learned metric R and swirl $\Omega$, o
 where the data are wide. Three checks:
 
 1. *Exact.* Kernels against simulation; for Gaussian data and the exact score the bound against entropy plus KL in closed form.
-2. *Optimum.* For Gaussian data the learned R has, in the eigenbasis of the covariance, the eigenvalues that minimise the KL,
-   found on a grid.
+2. *Optimum.* For Gaussian data the learned R leaves the least KL to noise that any R of its trace can.
 3. *Learned.* On a rotated, elongated mixture the bound with R and $\Omega$ learned lies below that of the same network with
    R = I fixed, and samples of flow and diffusion are held against the data.
 
@@ -26,7 +25,7 @@ import optax
 from physml import matching, nn, train
 from physml.core.types import Key
 from physml.recipes._distances import floor_distance, mean_distance
-from physml.recipes._result import Info, Result, at_least, at_most, close_to
+from physml.recipes._result import Info, Result, at_least, at_most
 
 INFO = Info(
     paper="Du, Zhang, Yang and Du, A flexible diffusion model (2023)",
@@ -50,7 +49,7 @@ class Config:
     bound_samples: int = 40_000
     # the bounds of the claims
     gain: float = 0.05
-    speed: float = 0.1
+    speed: float = 1.05  # times the least KL
     floor_ratio: float = 2.0
 
     def __post_init__(self):
@@ -62,7 +61,7 @@ class Config:
 
 
 PAPER = Config()
-SMOKE = Config(train_steps=400, gaussian_steps=150, batch_size=256, width=48, samples=400, repeats=3, sde_steps=60, bound_samples=4000, gain=0.0, speed=0.3, floor_ratio=8.0)  # fmt: skip
+SMOKE = Config(train_steps=400, gaussian_steps=150, batch_size=256, width=48, samples=400, repeats=3, sde_steps=60, bound_samples=4000, gain=0.0, speed=1.3, floor_ratio=8.0)  # fmt: skip
 
 START = 2e-3
 COVARIANCE = np.array([[1.9, 0.9], [0.9, 1.0]])
@@ -106,12 +105,18 @@ def _gaussian_score(process, cov):
     return score
 
 
+def _law_at(process, cov, tau):
+    """Covariance at tau of Gaussian data."""
+    a, chol = process.kernel(jnp.asarray(tau))
+    return a @ cov @ a.T + chol @ chol.T
+
+
 def _kl(cov):
     return 0.5 * (jnp.trace(cov) - len(cov) - jnp.linalg.slogdet(cov)[1])
 
 
 def _exact(config, keys):
-    """z of the bound for Gaussian data, the share learned of the wide direction, and its optimum."""
+    """The bound for Gaussian data and its theory, and the KL left at the end by the learned, the best and the fixed metric."""
     cov = jnp.asarray(COVARIANCE, jnp.float32)
     chol = jnp.linalg.cholesky(cov)
     process = matching.forward_process(2, duration=config.duration, start=START, key=keys[0])
@@ -123,9 +128,8 @@ def _exact(config, keys):
         return matching.evidence_bound(process, _gaussian_score(process, cov), x1, key=key)
 
     values = np.asarray(bound(x1, keys[2]), np.float64)
-    after = lambda tau: (lambda a, c: a @ cov @ a.T + c @ c.T)(*process.kernel(jnp.asarray(tau)))
-    entropy = 0.5 * jnp.linalg.slogdet(2 * math.pi * math.e * after(START))[1]
-    theory = float(entropy + _kl(after(config.duration)))
+    entropy = 0.5 * jnp.linalg.slogdet(2 * math.pi * math.e * _law_at(process, cov, START))[1]
+    theory = float(entropy + _kl(_law_at(process, cov, config.duration)))
     z = (values.mean() - theory) / (values.std() / math.sqrt(len(values)))
 
     def loss(process, x1, *, key):
@@ -147,27 +151,21 @@ def _exact(config, keys):
         key=keys[3],
         progress=False,
     )
-    vals, vecs = np.linalg.eigh(COVARIANCE)
-    learned = float(vecs[:, 1] @ np.asarray(fit.ema.metric) @ vecs[:, 1])
-    gap = lambda r: sum(
-        0.5 * (v - 1 - math.log(v))
-        for v in (
-            1 + (vals[1] - 1) * math.exp(-r),
-            1 + (vals[0] - 1) * math.exp(r - 2),
-        )
-    )
-    grid = np.linspace(0.01, 1.99, 199)
-    best = grid[np.argmin([gap(r) for r in grid])]
-    return values.mean(), theory, z, learned, best
+    left = float(_kl(_law_at(fit.ema, cov, 1.0)))
+    # Metrics that do not commute with the covariance can do as well, but not better: the least is found in its eigenbasis.
+    vals = np.linalg.eigvalsh(COVARIANCE)
+    forgotten = lambda v, r: 0.5 * ((v - 1) * math.exp(-r) - math.log1p((v - 1) * math.exp(-r)))
+    least = min(forgotten(vals[1], r) + forgotten(vals[0], 2 - r) for r in np.linspace(0.01, 1.99, 199))
+    return values.mean(), theory, z, left, least, float(_kl(_law_at(begin, cov, 1.0)))
 
 
 def run(config: Config, *, key: Key, progress: bool = False) -> Result:
     """The exact checks, then the fixed and the learned process on the mixture."""
     keys = jax.random.split(key, 12)
-    value, theory, z, learned, best = _exact(config, keys[:4])
+    value, theory, z, left, least, fixed = _exact(config, keys[:4])
     claims = [
         at_most("Gaussian data: bound against entropy + KL", abs(z), 5.0, f"standard errors; {value:.4f} and {theory:.4f} nats"),
-        close_to("Gaussian data: learned speed of the wide direction", learned, best, config.speed, "minimum of the KL over R in the eigenbasis"),
+        at_most("Gaussian data: KL to noise that the learned metric leaves", left, config.speed * least, f"nats; {config.speed:g} x the least, and R = I leaves {fixed:.4f}"),
     ]  # fmt: skip
     law = tuple(jnp.asarray(part, jnp.float32) for part in MIXTURE)
     exact = lambda key: matching.mixture_sample(law, config.samples, key=key)
@@ -176,7 +174,7 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
     draw = lambda key: matching.mixture_sample(law, config.batch_size, key=key)
     test = matching.mixture_sample(law, config.bound_samples, key=keys[6])
     numbers, arrays = (
-        {"floor": floor, "gaussian_learned": learned, "gaussian_best": best},
+        {"floor": floor, "gaussian_left": left, "gaussian_least": least, "gaussian_fixed": fixed},
         {"data": np.asarray(fresh[0])},
     )
     bounds = {}

@@ -121,7 +121,7 @@ def _length(field, curve, xs):
         x = jnp.tensordot(curve(t), xs, 1)
         return jnp.sqrt(jnp.mean(jnp.sum(jax.vmap(lambda x: velocity(t, x))(x) ** 2, axis=-1)))
 
-    return jnp.mean(jax.lax.map(speed, (jnp.arange(64) + 0.5) / 64)) ** 2
+    return jnp.mean(jax.lax.map(speed, (jnp.arange(64, dtype=xs.dtype) + 0.5) / 64)) ** 2
 
 
 def run(config: Config, *, key: Key, progress: bool = False) -> Result:
@@ -234,7 +234,7 @@ def plot(result: Result) -> Any:
             label=f"{kind} means",
         )
     energies.axhline(numbers["transport"], color="k", lw=1, label="squared W2")
-    energies.set_xticks(range(3), ["edge", "edge, best speed", "learned curve"])
+    energies.set_xticks(range(3), ["edge", "best speed", "curve"])
     energies.set(ylabel="energy")
     energies.legend(fontsize=8)
     return figure
