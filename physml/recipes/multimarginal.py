@@ -88,7 +88,7 @@ def _draw(names, n, key):
 
 
 class Means(eqx.Module):
-    """All g_k from one perceptron of (a, x); the last is fixed by $\\sum_k a_k g_k = x$ in the mean only."""
+    """All g_k from one perceptron of (a, x)."""
 
     net: nn.MLP
     laws: int = eqx.field(static=True)
