@@ -86,3 +86,4 @@ from physml.matching.sample import (
     sample_sde as sample_sde,
     sample_sde_batch as sample_sde_batch,
 )
+from physml.matching.times import log_snr as log_snr, logit_normal as logit_normal

@@ -16,6 +16,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, PyTree
 
 from physml.core.types import Key, Scalar
+from physml.matching._checks import check_batch
 
 # Updates of the scalings between two in the log domain.
 _SCALINGS = 20
@@ -44,7 +45,7 @@ def couple(
 
     **Errors** `ValueError` for batches or args that do not match.
     """
-    n = _check_batch(x0, x1, args)
+    n = check_batch(x0, x1, args)
     if not hasattr(coupling, "pair"):
         shape = x0.shape
         x0, x1 = coupling(x0, x1, key=key)
@@ -71,7 +72,7 @@ class Independent(eqx.Module):
 
     def pair(self, x0: Array, x1: Array, *, key: Key, condition: PyTree = None) -> Pairs:
         """Row i with row i."""
-        rows = jnp.arange(_check_batch(x0, x1, condition), dtype=jnp.int32)
+        rows = jnp.arange(check_batch(x0, x1, condition), dtype=jnp.int32)
         return _pairs(x0, x1, rows, rows)
 
     def __call__(self, x0: Array, x1: Array, *, key: Key) -> tuple[Array, Array]:
@@ -102,7 +103,7 @@ class Assignment(eqx.Module):
 
     def pair(self, x0: Array, x1: Array, *, key: Key, condition: PyTree = None) -> Pairs:
         """Row i with row sigma(i), for all i in order."""
-        n = _check_batch(x0, x1, condition)
+        n = check_batch(x0, x1, condition)
         if self.batches < 1 or n % self.batches:
             raise ValueError(f"Assignment needs a batch divisible by batches={self.batches}; got {x0.shape}")
         size = n // self.batches
@@ -132,7 +133,7 @@ class Keep(eqx.Module):
 
     def pair(self, x0: Array, x1: Array, *, key: Key, condition: PyTree = None) -> Pairs:
         """`pairs` of the pairs, without replacement."""
-        n = _check_batch(x0, x1, condition)
+        n = check_batch(x0, x1, condition)
         if not 1 <= self.pairs <= n:
             raise ValueError(f"Keep(pairs={self.pairs}) of a batch of {n}: expected between 1 and {n}")
         choice_key, pair_key = jax.random.split(key)
@@ -225,7 +226,7 @@ class Entropic(eqx.Module):
 
     def pair(self, x0: Array, x1: Array, *, key: Key, condition: PyTree = None) -> Pairs:
         """Row i with a row drawn from the plan, for all i in order."""
-        n = _check_batch(x0, x1, condition)
+        n = check_batch(x0, x1, condition)
         cost = 0.5 * _cost(x0, x1, condition, self.condition_weight)
         plan = sinkhorn(cost, self.epsilon, max_steps=self.max_steps)
         return _pairs(x0, x1, jnp.arange(n, dtype=jnp.int32), jax.random.categorical(key, plan.log_p, axis=1))
@@ -281,15 +282,3 @@ def _assign(costs: Any, f: Any, g: Any) -> np.ndarray:
     # A sample that is not a number must reach the loss, which says at which step; any pairing serves for that.
     costs = np.where(np.isnan(costs), 0.0, costs)
     return np.stack([linear_sum_assignment(cost)[1] for cost in costs]).astype(np.int32)
-
-
-def _check_batch(x0: Array, x1: Array, args: PyTree) -> int:
-    """The number of rows, if all share it."""
-    if jnp.ndim(x0) == 0 or jnp.shape(x0) != jnp.shape(x1) or len(x0) == 0:
-        raise ValueError(
-            f"x0 and x1 must be batches of one shape (n, ...), n > 0; got {jnp.shape(x0)} and {jnp.shape(x1)}"
-        )
-    lengths = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args)]
-    if any(length != (len(x0),) for length in lengths):
-        raise ValueError(f"args must have a leading axis of the batch, {len(x0)}; got leaves with {lengths}")
-    return len(x0)

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from physml.core.types import Field, Key
+from physml.matching._checks import check_batch, shaped
 from physml.matching.coupling import couple
 from physml.matching.path import Path
+from physml.matching.times import draw_times
 
 
 def match(
@@ -23,6 +25,7 @@ def match(
     target: str = "velocity",
     coupling: Callable[..., Any] | None = None,
     weight: Callable[[Array], Array] | None = None,
+    times: Callable[[Array], Array] | None = None,
 ) -> Array:
     r"""Regress a field on a path: the mean over a batch of $w(t)\, |f(t, x_t) - y_t|^2 / d$, t uniform on [0, 1].
 
@@ -38,6 +41,8 @@ def match(
     **Arguments.** `field`: f(t, x, args) on one sample. `x0`, `x1` (n, ...): source and data. `args`: None or a
     pytree with leading axis n, handed to the field sample by sample. `coupling`: re-pairs the batch, and may keep a
     part of it; `args` are the condition of x1 and move with it (see `couple`). `weight`: w(t), 1 by default.
+    `times`: the law of t by its quantile function, u in (0, 1) to t, such as `logit_normal()` or `log_snr(path)`; the
+    batch covers it evenly, and the cuts of the path truncate it. Uniform by default.
 
     **Returns** a scalar in the dtype of x1. **Errors** `ValueError` for batches that do not match, an unknown target
     and a field whose output is not shaped like x.
@@ -46,25 +51,17 @@ def match(
     if target not in ("velocity", "score", "denoiser", "noise"):
         raise ValueError(f"target must be 'velocity', 'score', 'denoiser' or 'noise', got {target!r}")
     x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
-    if x0.shape != x1.shape or x0.ndim == 0:
-        raise ValueError(f"x0 and x1 must be batches of one shape (n, ...); got {x0.shape} and {x1.shape}")
-    lengths = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args)]
-    if any(length != (len(x1),) for length in lengths):
-        raise ValueError(f"args must have a leading axis of the batch, {len(x1)}; got leaves with {lengths}")
+    check_batch(x0, x1, args)
     t_key, z_key, pair_key = jax.random.split(key, 3)
     if coupling is not None:
         x0, x1, args = couple(coupling, x0, x1, key=pair_key, args=args)
     n = len(x1)
-    # One uniform shifted around the circle: every t is uniform and the batch covers [0, 1] evenly.
-    t = (jax.random.uniform(t_key, (), x1.dtype) + jnp.arange(n, dtype=x1.dtype) / n) % 1.0
-    t = path.cut + (1.0 - 2.0 * path.cut) * t
+    t = draw_times(path, n, times, key=t_key, dtype=x1.dtype)
     z = jax.random.normal(z_key, x1.shape, x1.dtype)
 
     def one(t, x0, x1, z, args):
         record = path.at(t, x0, x1, z)
-        value = field(t, record.x, args)
-        if jnp.shape(value) != x1.shape:
-            raise ValueError(f"the field must return the shape of one sample, {x1.shape}; got {jnp.shape(value)}")
+        value = shaped("field", field(t, record.x, args), x1)
         if target == "velocity":
             error = value - record.velocity
         elif target == "denoiser":

@@ -22,6 +22,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from physml.core.types import Field, Key, Scalar
+from physml.matching import times as laws
+from physml.matching._checks import check_batch, shaped
 from physml.matching.path import Path
 
 # Additive steps that fill the unit square evenly: 1/g and 1/g^2 with g^3 = g + 1 (Roberts, 2018).
@@ -74,15 +76,8 @@ def mean_flow_loss(
     _check_range("adaptive_power", adaptive_power, 0.0, math.inf)
     if isinstance(adaptive_floor, int | float) and not adaptive_floor > 0:
         raise ValueError(f"adaptive_floor must be positive, got {adaptive_floor}")
-    if logit_normal is not None and not logit_normal[1] > 0:
-        raise ValueError(f"logit_normal is (mean, std) with std > 0, got {logit_normal}")
     x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
-    if x0.shape != x1.shape or x0.ndim == 0:
-        raise ValueError(f"x0 and x1 must be batches of one shape (n, ...); got {x0.shape} and {x1.shape}")
-    n, dtype = len(x1), x1.dtype
-    lengths = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args)]
-    if any(length != (n,) for length in lengths):
-        raise ValueError(f"args must have a leading axis of the batch, {n}; got leaves with {lengths}")
+    n, dtype = check_batch(x0, x1, args), x1.dtype
     time_key, z_key = jax.random.split(key)
     times = _times(time_key, n, flow_ratio, logit_normal, dtype)
     times = path.cut + (1.0 - 2.0 * path.cut) * times
@@ -92,9 +87,9 @@ def mean_flow_loss(
     def one(times, x0, x1, z, args):
         t, r = times[0], times[1]
         record = path.at(t, x0, x1, z)
-        v = record.velocity if velocity is None else _shaped("velocity", velocity(t, record.x, args), x1)
+        v = record.velocity if velocity is None else shaped("velocity", velocity(t, record.x, args), x1)
         ones = jnp.array([1.0, 0.0], dtype)
-        u, du = jax.jvp(lambda times, x: _shaped("field", field(times, x, args), x1), (times, record.x), (ones, v))
+        u, du = jax.jvp(lambda times, x: shaped("field", field(times, x, args), x1), (times, record.x), (ones, v))
         still = jax.lax.stop_gradient(du)
         if not unmodulated:
             # Equal to du in value; lambda of its gradient.
@@ -129,7 +124,7 @@ def sample_mean_flow(field: Field, x0: Array, *, steps: int = 1, args: PyTree = 
     grid = jnp.linspace(0.0, 1.0, steps + 1, dtype=x0.dtype)
 
     def step(x, times):
-        return x + (times[1] - times[0]) * _shaped("field", field(times, x, args), x), None
+        return x + (times[1] - times[0]) * shaped("field", field(times, x, args), x), None
 
     return jax.lax.scan(step, x0, jnp.stack([grid[:-1], grid[1:]], axis=1))[0]
 
@@ -153,15 +148,7 @@ def _times(key, n, flow_ratio, logit_normal, dtype):
     pair = jnp.where(flow[:, None], pair[:, :1], jnp.sort(pair, axis=1))
     if logit_normal is None:
         return pair
-    mean, std = logit_normal
-    tiny = jnp.finfo(dtype).eps
-    return jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(jnp.clip(pair, tiny, 1.0 - tiny)))
-
-
-def _shaped(name: str, value: Any, x: Array) -> Array:
-    if jnp.shape(value) != x.shape:
-        raise ValueError(f"the {name} must return the shape of one sample, {x.shape}; got {jnp.shape(value)}")
-    return value
+    return laws.logit_normal(*logit_normal)(laws.inside(pair))
 
 
 def _check_range(name: str, value: Any, low: float, high: float) -> None:

@@ -293,7 +293,7 @@ def test_paths_with_steep_ends_and_noise_are_finite(key):
         ({"flow_ratio": 1.2}, "flow_ratio must lie in"),
         ({"adaptive_power": -1.0}, "adaptive_power must lie in"),
         ({"adaptive_floor": 0.0}, "adaptive_floor must be positive"),
-        ({"logit_normal": (0.0, 0.0)}, "logit_normal is"),
+        ({"logit_normal": (0.0, 0.0)}, "std > 0, got 0.0"),
         ({"args": jnp.zeros(3)}, "leading axis of the batch, 4"),
         ({"velocity": lambda t, x, args: x[:1]}, "the velocity must return"),
     ],
