@@ -86,7 +86,7 @@ def to_equal_quality(quick):
             truth, x0, x1 = pair(dim, epsilon, jax.random.key(dim))
             plan, theirs = peer(x0, x1, epsilon, 1000 if quick else 10_000, rate)
             aim, floor = uvp(plan, truth, x1), uvp(truth, truth, x1)
-            for steps in (100, 200, 400, 800, 1600, 3200):
+            for steps in (25, 50, 100, 200, 400, 800, 1600, 3200):
                 plan, first, second = ours(x0, x1, epsilon, steps)
                 reached = uvp(plan, truth, x1)
                 if reached <= aim:

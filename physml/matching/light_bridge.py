@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from physml.core.progress import progress_bar
 from physml.core.types import Key, Scalar
 from physml.integrate import Dynamics, Trajectory, integrate
-from physml.train import fit
 
 
 class Conditional(NamedTuple):
@@ -152,61 +152,82 @@ def light_bridge(
     if some0.ndim != 2 or some1.ndim != 2 or some0.shape[1] != some1.shape[1]:
         raise ValueError(f"x0 and x1 must be (n, d) and (m, d); got {some0.shape} and {some1.shape}")
     model = _start(some0, some1, epsilon, components, start_key)
-    free = lambda m: (m.balance, m.image, m.log_s)
-    trainable = eqx.tree_at(free, jax.tree.map(lambda _: False, model), (True, True, True))
-    rate = optax.cosine_decay_schedule(learning_rate, steps, alpha=1e-2)
-
-    def loss(model, batch, *, key):
-        return bridge_loss(model.plan(), batch)
-
+    rate, total = jnp.asarray(learning_rate, some1.dtype), jnp.asarray(steps, some1.dtype)
     stages = 3 if growth > 1 else 1
-    for stage in range(stages):
-        times = round(growth ** (stage / 2))
-        begin, end = stage * steps // stages, (stage + 1) * steps // stages
-
-        def batches(key, times=times):
-            return tuple(
-                _rows(sample, k, times) for sample, k in zip((sample0, sample1), jax.random.split(key), strict=True)
-            )
-
-        done = fit(
-            loss,
-            model,
-            batches,
-            optimizer=optax.adam(lambda step, begin=begin: rate(step + begin), b2=0.99),
-            steps=end - begin,
-            trainable=trainable,
-            ema_decay=0.995 if stage == stages - 1 else None,
-            key=jax.random.fold_in(fit_key, stage),
-            progress=progress,
-            chunk=500,
-        )
-        model = done.model if done.ema is None else done.ema
+    with progress_bar(steps, "light_bridge", "step", show=progress) as bar:
+        for stage in range(stages):
+            times = jnp.int32(round(growth ** (stage / 2)))
+            first, end = stage * steps // stages, (stage + 1) * steps // stages
+            carry = (model, _ADAM.init(model.free), model.free)
+            for begin in range(first, end, 500 if progress else steps):
+                last = min(end, begin + 500) if progress else end
+                ks = (jnp.int32(first), jnp.int32(begin), jnp.int32(last))
+                carry = _descend(carry, (sample0, sample1), times, ks, rate, total, fit_key)
+                bar.update(last - begin)
+            model = eqx.tree_at(lambda m: m.free, carry[0], carry[2] if stage == stages - 1 else carry[0].free)
     return model.plan()
 
 
-def _rows(sample: Callable, key: Key, times: int) -> Array:
-    """`times` batches of a sampler as one."""
-    rows = jax.lax.map(sample, jax.random.split(key, times))
-    return rows.reshape(-1, rows.shape[-1])
+_ADAM = optax.scale_by_adam(b2=0.99)
+
+
+@eqx.filter_jit
+def _descend(carry, samples, times, ks, rate, total, key):
+    """Steps k = begin, ..., last - 1 of a stage that started at `first`, on `times` batches each.
+
+    Sizes of the stages are traced, so one program serves all stages, and all calls of one shape.
+    """
+    first, begin, last = ks
+
+    def loss(free, model, key):
+        batch = tuple(sample(k) for sample, k in zip(samples, jax.random.split(key), strict=True))
+        return bridge_loss(eqx.tree_at(lambda m: m.free, model, free).plan(), batch)
+
+    def step(k, carry):
+        model, state, average = carry
+        more = lambda i, g: jax.tree.map(
+            jnp.add, g, jax.grad(loss)(model.free, model, jax.random.fold_in(jax.random.fold_in(key, k), i))
+        )
+        gradient = jax.lax.fori_loop(0, times, more, jax.tree.map(jnp.zeros_like, model.free))
+        with jax.numpy_dtype_promotion("standard"):  # optax divides by 1 - b**count, of mixed types
+            updates, state = _ADAM.update(jax.tree.map(lambda g: g / times.astype(g.dtype), gradient), state)
+        # A cosine down to a hundredth; the average forgets its start within the first tenth of the stage.
+        lr = rate * (0.01 + 0.495 * (1 + jnp.cos(jnp.pi * k.astype(total.dtype) / total)))
+        free = jax.tree.map(lambda p, u: p - lr * u, model.free, updates)
+        age = (k - first).astype(total.dtype)
+        keep = jnp.minimum(0.995, (1 + age) / (10 + age))
+        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, free)
+        return eqx.tree_at(lambda m: m.free, model, free), state, average
+
+    return jax.lax.fori_loop(begin, last, step, carry)
+
+
+class _Rows(eqx.Module):
+    """A sampler of rows of an array."""
+
+    x: Array
+    size: int = eqx.field(static=True)
+
+    def __call__(self, key: Key) -> Array:
+        return self.x[jax.random.randint(key, (self.size,), 0, len(self.x))]
 
 
 class _Balanced(eqx.Module):
-    """The parameters that are trained, with the moments that scale them."""
+    """The parameters that are trained, `free`: balance, image and log_s; with the moments that scale them."""
 
-    balance: Array
-    image: Array
-    log_s: Array
+    free: tuple[Array, Array, Array]
     mean: Array
     variance: Array
     scale: Array
     epsilon: Array
 
+    @eqx.filter_jit
     def plan(self) -> LightBridge:
-        s = jnp.exp(self.log_s)
-        r = self.scale * self.image - s * self.mean
+        balance, image, log_s = self.free
+        s = jnp.exp(log_s)
+        r = self.scale * image - s * self.mean
         exponent = (0.5 * s * (self.mean**2 + self.variance) + r * self.mean).sum(1) / self.epsilon
-        return LightBridge(self.balance - exponent, r, self.log_s, self.epsilon)
+        return LightBridge(balance - exponent, r, log_s, self.epsilon)
 
 
 def _source(x: Array | Callable, batch_size: int, key: Key) -> tuple[Callable, Array]:
@@ -215,11 +236,13 @@ def _source(x: Array | Callable, batch_size: int, key: Key) -> tuple[Callable, A
         few = x(key)
         if few.ndim != 2:
             return x, few
-        return x, _rows(x, key, -(-5000 // len(few)))
+        few = jax.lax.map(x, jax.random.split(key, -(-5000 // len(few))))
+        return x, few.reshape(-1, few.shape[-1])
     x = jnp.asarray(x)
-    return lambda key: x[jax.random.randint(key, (batch_size,), 0, len(x))], x
+    return _Rows(x, batch_size), x
 
 
+@eqx.filter_jit
 def _start(x0: Array, x1: Array, epsilon: Scalar, components: int, key: Key) -> _Balanced:
     """Components that carry the mean of the source to data points, balanced by Sinkhorn to one mass under the source.
 
@@ -235,12 +258,11 @@ def _start(x0: Array, x1: Array, epsilon: Scalar, components: int, key: Key) -> 
     row = lambda v: v[None, :]
     balance = jnp.zeros(components, x1.dtype)
     log_s = jnp.broadcast_to(row(log_s), y.shape)
-    model = _Balanced(balance, y / row(scale), log_s, row(mean), row(variance), row(scale), eps)
+    model = _Balanced((balance, y / row(scale), log_s), row(mean), row(variance), row(scale), eps)
     x0 = x0[jax.random.randint(few, (4096,), 0, len(x0))].T
-    return eqx.tree_at(lambda m: m.balance, model, _one_mass(model.plan(), x0))
+    return eqx.tree_at(lambda m: m.free[0], model, _one_mass(model.plan(), x0))
 
 
-@jax.jit
 def _one_mass(plan: LightBridge, x0: Array) -> Array:
     """What to add to ln a, for each component to have the mass 1/K over the columns of x0."""
     energy = plan.log_a[:, None] + (0.5 * jnp.exp(plan.log_s) @ (x0 * x0) + plan.r @ x0) / plan.epsilon
