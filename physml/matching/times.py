@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from physml.core.types import Key, Scalar
+from physml.core.types import Key, Scalar, is_traced
 from physml.matching.path import Path
 
 Quantile = Callable[[Array], Array]
@@ -50,7 +50,7 @@ def log_snr(path: Path, start: float | None = None, stop: float | None = None) -
         return jnp.log(beta) - jnp.log(alpha if path.one_sided else gamma)
 
     levels = jax.vmap(level)(jnp.linspace(a, b, 65))
-    if not isinstance(levels, jax.core.Tracer):
+    if not is_traced(levels):
         if not np.isfinite([levels[0], levels[-1]]).all():
             raise ValueError(
                 f"the log signal-to-noise ratio is {levels[0]} at t = {a} and {levels[-1]} at t = {b}: "

@@ -7,15 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.optimize
+import scipy.spatial.distance
 import scipy.stats
 
 from physml.metrics import (
+    _assignment,
     gaussian_wasserstein2,
     wasserstein1,
     wasserstein2,
     wasserstein2_sliced,
     wasserstein_1d,
 )
+from physml.metrics._assignment import assign
 
 
 @pytest.mark.parametrize("n, m", [(40, 40), (40, 25), (7, 1)])
@@ -43,6 +47,37 @@ def test_exact_against_brute_force(key):
     plans = [list(p) for p in itertools.permutations(range(6))]
     np.testing.assert_allclose(wasserstein2(x, y), min(d2[range(6), p].mean() for p in plans) ** 0.5, rtol=1e-5)
     np.testing.assert_allclose(wasserstein1(x, y), min(np.sqrt(d2)[range(6), p].mean() for p in plans), rtol=1e-5)
+
+
+def _clouds(kind, n, rng):
+    x, y = rng.normal(size=(n, 2)), rng.normal(size=(n, 2))
+    y = {"same": y, "far": 1e3 + 1e-2 * y, "narrow": 0.1 * y + 1.0, "equal": x[::-1], "point": 0.0 * y}[kind]
+    return scipy.spatial.distance.cdist(x, y, "sqeuclidean")
+
+
+@pytest.mark.parametrize("kind, n", [("same", 2100), ("far", 300), ("narrow", 300), ("equal", 300), ("point", 50)])
+def test_potentials_leave_the_optimum_where_it_is(kind, n):
+    """The cost of SciPy's plan for the plain costs, at any scale; 2100 rows take both temperatures."""
+    cost = _clouds(kind, n, np.random.default_rng(3))
+    for scale in (1.0, 1e-9):
+        rows, plan = scipy.optimize.linear_sum_assignment(scale * cost)
+        found = assign(scale * cost)
+        assert sorted(found) == list(rows)
+        np.testing.assert_allclose(cost[rows, found].sum(), cost[rows, plan].sum(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("duals", ["none", "wrong"])
+def test_any_potentials_give_the_same_plan(duals, monkeypatch):
+    """Exactness does not lean on their quality: none and random ones find the same pairs, forbidden ones too."""
+    cost = _clouds("same", 200, np.random.default_rng(4))
+    label = np.random.default_rng(5).integers(0, 3, 200)
+    apart = np.where(label[:, None] != label[None], np.inf, cost)
+    expected = [assign(cost), assign(apart)]
+    assert (label == label[expected[1]]).all()
+    random = np.random.default_rng(6).normal(size=200)
+    monkeypatch.setattr(_assignment, "_potential", lambda cost: 0 * random if duals == "none" else random)
+    np.testing.assert_array_equal(assign(cost), expected[0])
+    np.testing.assert_array_equal(assign(apart), expected[1])
 
 
 def test_exact_under_jit_vmap_and_grad(key):
