@@ -36,7 +36,7 @@ def _potential(cost: np.ndarray) -> np.ndarray:
     g = np.zeros(len(cost), np.float32)
     # Scalings of float32: a sum that underflows must not turn into an infinite one.
     inverse = lambda total: 1 / np.maximum(total, 1e-20)
-    for temperature in np.float32(_TEMPERATURES if len(cost) > _LARGE else _TEMPERATURES[:1]):
+    for temperature in np.asarray(_TEMPERATURES[: 1 + (len(cost) > _LARGE)], np.float32):
         kernel = g[None, :] - scaled
         # About its largest entry no row underflows.
         kernel -= kernel.max(1, keepdims=True)
