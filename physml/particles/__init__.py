@@ -1,11 +1,37 @@
 """Langevin kernels, measures and interactions, mean-field dynamics: particles beside their limits."""
 
 from physml.particles.backends import Cells as Cells, Dense as Dense, Force as Force, RandomBatch as RandomBatch
+from physml.particles.consensus import (
+    Consensus as Consensus,
+    consensus as consensus,
+    consensus_point as consensus_point,
+    mean_square_rate as mean_square_rate,
+)
+from physml.particles.exact import (
+    gaussian_limit as gaussian_limit,
+    integrated_time as integrated_time,
+    stationary_covariance as stationary_covariance,
+)
+from physml.particles.game import (
+    Game as Game,
+    Players as Players,
+    anchored_best_response as anchored_best_response,
+    averaged_gradient as averaged_gradient,
+    descent_ascent as descent_ascent,
+    exploitability as exploitability,
+    gibbs_equilibrium as gibbs_equilibrium,
+)
 from physml.particles.hamiltonian import Hmc as Hmc, hmc as hmc
 from physml.particles.interaction import Feature as Feature, PairSum as PairSum
 from physml.particles.interop import from_blackjax as from_blackjax
 from physml.particles.kernel import AbstractKernel as AbstractKernel, Info as Info, over_lanes as over_lanes
 from physml.particles.langevin import Mala as Mala, Overdamped as Overdamped, mala as mala, overdamped as overdamped
+from physml.particles.mean_field import (
+    first_variation as first_variation,
+    interacting as interacting,
+    mean_field_langevin as mean_field_langevin,
+    underdamped_mean_field as underdamped_mean_field,
+)
 from physml.particles.measure import (
     Gaussian as Gaussian,
     Histogram as Histogram,

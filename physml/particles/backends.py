@@ -54,7 +54,8 @@ class RandomBatch(AbstractBackend):
 
     A random partition into batches; inside one, $f_i = w_i k(x_i, x_i) + \frac{1 - w_i}{\sum_{j \ne i} w_j}
     \sum_{j \ne i} w_j k(x_i, x_j)$, unbiased for equal weights. O(N size) time; the strong error of a simulation
-    with steps $\tau$ is $O(\sqrt\tau)$. Needs the measure to sit on the particles themselves, and size to divide their number.
+    with steps $\tau$ is $O(\sqrt\tau)$. Needs the measure to sit on the particles themselves, and size to divide their
+    number.
     **See** Jin, Li and Liu (2020), algorithm 1.
     """
 
@@ -92,8 +93,8 @@ class Cells(AbstractBackend):
     r"""Pairs closer than `cutoff` alone, by a list of cells at least that wide: O(N) at fixed density.
 
     Pairs at or beyond `cutoff` contribute nothing, whatever the kernel says there. `box` (d,) the domain, from the
-    origin: particles outside it count into its outermost cells; with `periodic` the kernel is given the nearest image of y.
-    `capacity`: particles a cell can hold; more is the status `overflow`, and the forces that miss a pair are NaN.
+    origin: particles outside it count into its outermost cells; with `periodic` the kernel is given the nearest image
+    of y. `capacity`: particles a cell can hold; more is the status `overflow`, and the forces that miss a pair are NaN.
     """
 
     cutoff: float = eqx.field(static=True)
