@@ -76,7 +76,8 @@ def linear_statistic_cumulants(f: Callable[[Array], Array], n: int, *, extra: in
     r"""The first three cumulants of $\sum_i f(x_i)$ at $\beta = 2$, exact for n charges, (3,).
 
     $$\ln E e^{s \sum f(x_i)} = \ln\det\bigl(\langle\varphi_j| e^{sf} |\varphi_k\rangle\bigr),$$
-    $$\kappa_1 = \mathrm{Tr}\,M_1, \qquad \kappa_2 = \mathrm{Tr}(M_2 - M_1^2), \qquad \kappa_3 = \mathrm{Tr}(M_3 - 3 M_1 M_2 + 2 M_1^3),$$
+    $$\kappa_1 = \mathrm{Tr}\,M_1, \qquad \kappa_2 = \mathrm{Tr}(M_2 - M_1^2),$$
+    $$\kappa_3 = \mathrm{Tr}(M_3 - 3 M_1 M_2 + 2 M_1^3),$$
 
     $M_p = \langle\varphi_j|f^p|\varphi_k\rangle$. Quadrature on a polar grid, in float64: geometric convergence for
     smooth f that vary on scales above 1; `extra` adds nodes to both directions. `f`: of one point (2,), a scalar.
