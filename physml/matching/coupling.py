@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 
 from physml.core.types import Key, Scalar
 from physml.matching._checks import check_batch
-from physml.metrics._assignment import assign
+from physml.metrics._assignment import assign, on_host
 
 # Updates of the scalings between two in the log domain.
 _SCALINGS = 20
@@ -111,7 +111,7 @@ class Assignment(eqx.Module):
         blocks = jax.tree.map(lambda x: x.reshape(self.batches, size, *x.shape[1:]), (x0, x1, condition))
         costs = jax.vmap(lambda a, b, c: _cost(a, b, c, self.condition_weight))(*blocks)
         like = jax.ShapeDtypeStruct((self.batches, size), jnp.int32)
-        order = jax.pure_callback(_assign, like, costs, vmap_method="sequential")
+        order = on_host(_assign, like, costs)
         flat = (order + size * jnp.arange(self.batches, dtype=jnp.int32)[:, None]).ravel()
         return _pairs(x0, x1, jnp.arange(n, dtype=jnp.int32), flat)
 

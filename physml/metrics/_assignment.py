@@ -1,6 +1,13 @@
 """The linear assignment of a matrix of costs, on the host: SciPy's solver, led by entropic potentials."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from physml.core.types import is_traced
 
 # Temperatures of the potentials over the mean cost, and updates of the scalings at each. The second pays from some
 # 2000 rows on, where the search costs more than the exponentials.
@@ -25,6 +32,17 @@ def assign(cost: np.ndarray) -> np.ndarray:
         cost = cost - g[None, :]
         cost -= cost.min(1, keepdims=True)
     return linear_sum_assignment(cost)[1].astype(np.int32)
+
+
+def on_host(function: Callable[..., np.ndarray], like: jax.ShapeDtypeStruct, *args: Any) -> jax.Array:
+    """`function` of numpy arrays, inside jit and out.
+
+    Arrays with values go to it directly: outside jit a callback may wait for a copy that waits for its own thread, and
+    on one core it waits forever.
+    """
+    if is_traced(args):
+        return jax.pure_callback(lambda *xs: function(*map(np.asarray, xs)), like, *args, vmap_method="sequential")
+    return jnp.asarray(function(*map(np.asarray, args)), like.dtype)
 
 
 def _potential(cost: np.ndarray) -> np.ndarray:

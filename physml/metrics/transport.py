@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from physml.core.types import Key, Scalar
-from physml.metrics._assignment import assign
+from physml.metrics._assignment import assign, on_host
 
 Samples = Float[Array | np.ndarray, "..."]
 Metric = Literal["sqeuclidean", "euclidean"]
@@ -158,12 +158,6 @@ def _assigned_cost(x: Samples, y: Samples, metric: Metric, power: int) -> Array:
     if len(x) != len(y):
         raise ValueError(f"{len(x)} and {len(y)} samples: expected equally many; drop some at random")
     shape = jax.ShapeDtypeStruct((len(x),), jnp.int32)
-    plan = jax.pure_callback(
-        lambda a, b: _assign(a, b, metric),
-        shape,
-        jax.lax.stop_gradient(x),
-        jax.lax.stop_gradient(y),
-        vmap_method="sequential",
-    )
+    plan = on_host(lambda a, b: _assign(a, b, metric), shape, *jax.lax.stop_gradient((x, y)))
     square = jnp.sum((x - y[plan]) ** 2, axis=1)
     return jnp.mean(square if power == 2 else _power(square, 0.5))
