@@ -121,7 +121,6 @@ def light_bridge(
     steps: int = 3000,
     batch_size: int = 512,
     growth: int = 16,
-    starts: int = 4,
     learning_rate: Scalar = 0.05,
     progress: bool = False,
 ) -> LightBridge:
@@ -130,14 +129,12 @@ def light_bridge(
     Adam acts on the image of the source's mean, $c_k = r_k + S_k m$, in standard deviations of the data, on
     $\ln S_k$, and on $b_k = \ln a_k + [\tfrac12 \sum_d S_k (m^2 + V) + r_k \cdot m]/\epsilon$, the mean exponent of
     component k over the source (mean m, variances V): moving S or r then leaves the components balanced.
-    In three stages the batch grows to `growth` times its size and the rate falls; the best of `starts` first stages, by
-    the loss on common samples, goes on, and the result is an average over the last stage. Small batches find the
-    components, large ones their masses.
+    In three stages the batch grows to `growth` times its size and the rate falls; the result is an average over the
+    last stage. Small batches find the components, large ones their masses.
 
     **Arguments.** `x0`, `x1`: unpaired samples (n, d), (m, d), or samplers `x0(key) -> (batch, d)` that compile and
     bring fresh samples at every step. `components`: K. `steps`: in all. `batch_size`: rows taken from arrays at first;
-    of samplers it is what they return. `growth`: 1 for one stage. `starts`: first stages that
-    are tried. `learning_rate`: of Adam, at the start of a cosine.
+    of samplers it is what they return. `growth`: 1 for one stage. `learning_rate`: of Adam, at the start of a cosine.
     **Returns** a `LightBridge` with `sample`, `drift`, `conditional`.
     **Cost** O(batch K d) a step. **Accuracy.** At small epsilon the plan is close to a map with jumps, whose place
     is known no better than the masses of the components, to $n^{-1/2}$: there n samples bind, and a sampler is worth
@@ -145,52 +142,30 @@ def light_bridge(
     """
     if isinstance(epsilon, int | float) and epsilon <= 0:
         raise ValueError(f"epsilon must be positive, got {epsilon}")
-    counts = {"components": components, "growth": growth, "starts": starts, "steps": steps}
-    for name, value, least in zip(counts, counts.values(), (1, 1, 1, 3), strict=True):
+    for name, value, least in (("components", components, 1), ("growth", growth, 1), ("steps", steps, 3)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     start_key, fit_key = jax.random.split(key)
-    judge_key = jax.random.fold_in(key, 2)
     key0, key1, start_key = jax.random.split(start_key, 3)
     sample0, some0 = _source(x0, batch_size, key0)
     sample1, some1 = _source(x1, batch_size, key1)
     if some0.ndim != 2 or some1.ndim != 2 or some0.shape[1] != some1.shape[1]:
         raise ValueError(f"x0 and x1 must be (n, d) and (m, d); got {some0.shape} and {some1.shape}")
-    samples = sample0, sample1
+    model = _start(some0, some1, epsilon, components, start_key)
     rate, total = jnp.asarray(learning_rate, some1.dtype), jnp.asarray(steps, some1.dtype)
     stages = 3 if growth > 1 else 1
-    ends = [stage * steps // stages for stage in range(stages + 1)]
-    key_of = lambda key, start: key if start == 0 else jax.random.fold_in(key, start)
-    with progress_bar(steps + (starts - 1) * ends[1], "light_bridge", "step", show=progress) as bar:
-
-        def stage(model, number, key):
-            times = jnp.int32(round(growth ** (number / 2)))
-            first, end = ends[number], ends[number + 1]
+    with progress_bar(steps, "light_bridge", "step", show=progress) as bar:
+        for stage in range(stages):
+            times = jnp.int32(round(growth ** (stage / 2)))
+            first, end = stage * steps // stages, (stage + 1) * steps // stages
             carry = (model, _ADAM.init(model.free), model.free)
             for begin in range(first, end, 500 if progress else steps):
                 last = min(end, begin + 500) if progress else end
                 ks = (jnp.int32(first), jnp.int32(begin), jnp.int32(last))
-                carry = _descend(carry, samples, times, ks, rate, total, key)
+                carry = _descend(carry, (sample0, sample1), times, ks, rate, total, fit_key)
                 bar.update(last - begin)
-            return carry[0], eqx.tree_at(lambda m: m.free, carry[0], carry[2])
-
-        best, model, average = jnp.inf, None, None
-        for start in range(starts):
-            begin = _start(some0, some1, epsilon, components, key_of(start_key, start))
-            last, mean = stage(begin, 0, key_of(fit_key, start))
-            value = _value(mean, samples, judge_key) if starts > 1 else jnp.zeros(())
-            if model is None or value < best:
-                best, model, average = value, last, mean
-        for number in range(1, stages):
-            model, average = stage(model, number, fit_key)
-    return average.plan()
-
-
-@eqx.filter_jit
-def _value(model, samples, key, batches=64):
-    """The loss over many batches, the same for all models that are compared."""
-    one = lambda k: bridge_loss(model.plan(), tuple(f(q) for f, q in zip(samples, jax.random.split(k), strict=True)))
-    return jnp.mean(jax.lax.map(one, jax.random.split(key, batches)))
+            model = eqx.tree_at(lambda m: m.free, carry[0], carry[2] if stage == stages - 1 else carry[0].free)
+    return model.plan()
 
 
 _ADAM = optax.scale_by_adam(b2=0.99)
