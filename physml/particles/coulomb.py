@@ -15,11 +15,10 @@ from jaxtyping import Array
 
 from physml.core import in_float64
 from physml.core.types import Key, Scalar
-from physml.particles.backends import AbstractBackend, Dense
 from physml.particles.pair_energy import PairEnergy
 
 
-def coulomb_gas(x: Array, *, backend: AbstractBackend = Dense()) -> Array:
+def coulomb_gas(x: Array) -> Array:
     r"""$H(x) = \tfrac12 \sum_i |x_i|^2 - \sum_{i<j} \ln |x_i - x_j|$ of charges x (N, 2); a scalar.
 
     The quadratic term is a uniform background. The gas at inverse temperature $\beta$ is
@@ -28,7 +27,7 @@ def coulomb_gas(x: Array, *, backend: AbstractBackend = Dense()) -> Array:
     """
     if x.ndim != 2 or x.shape[1] != 2:
         raise ValueError(f"coulomb_gas needs points (N, 2) of the plane; got {x.shape}")
-    return jnp.sum(x**2) / 2 + PairEnergy(_repulsion, backend)(x)
+    return jnp.sum(x**2) / 2 + PairEnergy(_repulsion)(x)
 
 
 def _repulsion(x, y):

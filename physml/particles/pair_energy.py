@@ -5,24 +5,24 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from physml.core.types import is_traced
-from physml.particles.backends import AbstractBackend, Dense, RandomBatch, _finite_on_diagonal
+from physml.particles.backends import AbstractBackend, Dense, _finite_on_diagonal
 
 
 class PairEnergy(eqx.Module):
     r"""$E(x) = \sum_{i<j} \phi(x_i, x_j)$ for a symmetric $\phi$; $\nabla_i E = \sum_{j \ne i} \nabla \phi(x_i, x_j)$.
 
-    **Arguments.** `kernel`: $\phi$ of two points (d,), a scalar with $\phi(x, y) = \phi(y, x)$. `backend`: `Dense`, or
-    `Cells` for a $\phi$ of finite range.
+    **Arguments.** `kernel`: $\phi$ of two points (d,), a scalar with $\phi(x, y) = \phi(y, x)$. `backend`: a `Dense`.
 
     **Call** `energy(x)`: x (N, d), returns a scalar in the dtype of x. Differentiable any number of times in x and in
     whatever the kernel closes over. Distinct particles at one place count where $\phi$ and its derivative are finite
     there, and contribute nothing where they are not.
 
     **Cost.** N^2 pairs for the energy, N^2 pairs of $\nabla_1 \phi$ for the gradient; nothing is kept for a backward
-    pass but x. **Errors.** `ValueError` for x that is not (N, d), a kernel that is not a scalar, `RandomBatch`, and,
+    pass but x. **Errors.** `ValueError` for x that is not (N, d), a kernel that is not a scalar, another backend, and,
     outside of jit and grad, for a kernel that is not symmetric.
 
     **Example.**
@@ -36,8 +36,8 @@ class PairEnergy(eqx.Module):
     backend: AbstractBackend = Dense()
 
     def __check_init__(self):
-        if isinstance(self.backend, RandomBatch):
-            raise ValueError("PairEnergy needs a backend without chance, Dense or Cells; for a force, use PairSum")
+        if not isinstance(self.backend, Dense):
+            raise ValueError(f"PairEnergy needs the backend Dense, got {self.backend}; for a force, use PairSum")
 
     def __call__(self, x: Array) -> Array:
         if x.ndim != 2:
@@ -80,12 +80,21 @@ def _energy(phi, backend):
 
 
 def _others(kernel, x, backend):
-    """sum_{j != i} kernel(x_i, x_j): the sum over all, less the pair of each with itself where that counted."""
-    everything = backend.sum(kernel, x, x, jnp.ones(len(x), x.dtype), None).value
+    """sum_{j != i} kernel(x_i, x_j), where it and its derivative are finite.
 
-    def itself(z):
-        keep = _finite_on_diagonal(kernel, z)
-        value = kernel(z, z + jnp.where(keep, jnp.zeros((), z.dtype), 1))
-        return jnp.where(keep, value, jnp.zeros((), value.dtype))
+    A particle is told from the others by its number, carried as a coordinate, not by a distance of zero: a compiler may
+    compute the coordinates twice, for rows and for columns, with different rounding.
+    """
+    n, d = x.shape
+    keep = jax.vmap(lambda z: _finite_on_diagonal(kernel, z))(lax.stop_gradient(x))
+    marks = jnp.stack([jnp.arange(n, dtype=x.dtype), keep.astype(x.dtype)], axis=1)
 
-    return everything - jax.vmap(itself)(x)
+    def pair(a, b):
+        touching = jnp.sum(jnp.abs(a[:d] - b[:d])) == 0
+        counted = (a[d] != b[d]) & (~touching | (a[d + 1] > 0))
+        # Both branches must be finite for their derivatives to be: what is not counted is moved apart.
+        value = kernel(a[:d], b[:d] + jnp.where(counted, jnp.zeros((), b.dtype), 1))
+        return jnp.where(counted, value, jnp.zeros((), value.dtype))
+
+    marked = jnp.concatenate([x, marks], axis=1)
+    return backend.sum(pair, marked, marked, jnp.ones(n, x.dtype), None).value

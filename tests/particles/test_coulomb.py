@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from physml.particles import Cells
 from physml.particles.coulomb import (
     coulomb_gas,
     ginibre,
@@ -94,5 +93,3 @@ def test_errors():
         coulomb_gas(jnp.ones((3, 3)))
     with pytest.raises(ValueError, match="n must"):
         linear_statistic_cumulants(lambda x: x[0], 0)
-    with pytest.raises(ValueError, match="box"):
-        coulomb_gas(jnp.eye(2), backend=Cells(1.0, (6.0,)))
