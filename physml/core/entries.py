@@ -26,6 +26,12 @@ _REDUCE = {
     "reduce_and": lax.bitwise_and,
     "reduce_or": lax.bitwise_or,
 }
+_ELEMENTWISE = frozenset(
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp conj "
+    "convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag "
+    "integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or pow real rem round rsqrt "
+    "select_n sign sin sinh sqrt square sub tan tanh xor".split()
+)
 _INLINE = ("jit", "pjit", "closed_call", "core_call", "remat", "checkpoint")
 
 
@@ -33,7 +39,7 @@ class _Unsupported(Exception):
     """An operation that is not made of scalars here."""
 
 
-def by_entries(function: Callable[..., Array], *shapes: jax.ShapeDtypeStruct) -> Callable[..., np.ndarray] | None:
+def by_entries(function: Callable[..., Array], *shapes: Any) -> Callable[..., np.ndarray] | None:
     """`function` of arrays like `shapes`, as a function of object arrays of scalars; its result is one as well.
 
     Returns None for what cannot be unrolled: loops, sorts, factorisations, functions with a derivative of their own on
@@ -56,7 +62,7 @@ def by_entries(function: Callable[..., Array], *shapes: jax.ShapeDtypeStruct) ->
     return unrolled
 
 
-def split(x: Array) -> np.ndarray:
+def split(x: Any) -> np.ndarray:
     """An object array with the entries of x."""
     x = jax.numpy.asarray(x)
     return objects([x[index] for index in np.ndindex(x.shape)], x.shape)
@@ -115,20 +121,12 @@ def _apply(eqn, xs) -> list[np.ndarray]:
         return [objects([_fold(_REDUCE[name], row) for row in rows], shape)]
     if name == "dot_general":
         return [_contract(p["dimension_numbers"], *xs, shape)]
-    if len(eqn.outvars) == 1 and all(x.shape in ((), shape) for x in xs) and _elementwise(eqn):
+    if name == "stack":
+        return [np.stack(xs, axis=p["axis"])]
+    if len(eqn.outvars) == 1 and np.broadcast_shapes(*(x.shape for x in xs)) == shape and name in _ELEMENTWISE:
         xs = [np.broadcast_to(x, shape) for x in xs]
         return [objects([eqn.primitive.bind(*row, **p) for row in zip(*(x.ravel() for x in xs), strict=True)], shape)]
     raise _Unsupported(name)
-
-
-def _elementwise(eqn):
-    # Whatever acts entry by entry takes its parameters independently of the shape. Anything with a program, an axis or
-    # a shape among its parameters does not.
-    if any(hasattr(v, "jaxpr") or hasattr(v, "eqns") or callable(v) for v in eqn.params.values()):
-        return False
-    return not {"axis", "axes", "dimension", "dimensions", "shape", "new_sizes", "sharding"} & {
-        k for k, v in eqn.params.items() if v is not None
-    }
 
 
 def _fold(binary, row):

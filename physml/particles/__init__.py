@@ -8,6 +8,7 @@ from physml.particles.consensus import (
     mean_square_rate as mean_square_rate,
 )
 from physml.particles.exact import (
+    consensus_point_gaussian as consensus_point_gaussian,
     gaussian_limit as gaussian_limit,
     integrated_time as integrated_time,
     stationary_covariance as stationary_covariance,

@@ -119,7 +119,7 @@ class Cells(AbstractBackend):
             jnp.floor(wrap(z) / side[None, :]).astype(jnp.int32), 0, jnp.asarray(counts - 1)[None, :]
         )
         strides = np.concatenate([np.cumprod(counts[::-1])[::-1][1:], [1]])
-        number = lambda cell: jnp.sum(cell * jnp.asarray(strides, jnp.int32), axis=-1)
+        number = lambda cell: cell @ jnp.asarray(strides, jnp.int32)
         cells = int(np.prod(counts))
         home = number(place(y))
         # Rank within the cell, from the sorted order; what does not fit is dropped and counted.
@@ -159,11 +159,11 @@ class Cells(AbstractBackend):
         def entries(x, keep, y, weights):
             there = y[partners]  # (N, candidates, d)
             if self.periodic:
-                box = jnp.asarray(self.box, x.dtype)
+                box = jnp.asarray(self.box, x.dtype)[None, None, :]
                 there = there - box * jnp.round(lax.stop_gradient(there - x[:, None, :]) / box)
             near = (partners >= 0) & (jnp.sum((there - x[:, None, :]) ** 2, axis=-1) < limit)
             # An absent partner is moved to where the kernel is harmless: one cutoff away, then masked.
-            apart = x[:, None, :] + jnp.asarray(self.cutoff, x.dtype)
+            apart = x[:, None, :] + self.cutoff
             there = jnp.where(near[..., None], there, apart)
             w = jnp.where(near, weights.astype(x.dtype)[partners], 0)
             values = jax.vmap(jax.vmap(pair, (None, None, 0)))(tuple(x.T), keep, tuple(jnp.moveaxis(there, 2, 0)))

@@ -8,6 +8,7 @@ included.
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -37,6 +38,7 @@ def linear_map(kernel: AbstractKernel, position: Array) -> tuple[Array, Array]:
     return jax.jacfwd(move)(flat, xi), jax.jacfwd(move, 1)(flat, xi)
 
 
+@eqx.filter_jit
 def stationary_covariance(kernel: AbstractKernel, position: Array) -> Array:
     r"""The covariance a kernel leaves invariant on a quadratic energy: $\Sigma = A \Sigma A^\top + B B^\top$.
 
@@ -59,6 +61,7 @@ def discrete_lyapunov(a: Array, b: Array) -> Array:
     return jnp.where(jnp.isfinite(total).all() & (jnp.max(jnp.abs(power)) < 1), total, jnp.nan)
 
 
+@eqx.filter_jit
 def integrated_time(kernel: AbstractKernel, position: Array) -> Array:
     r"""Integrated autocorrelation time $1 + 2\sum_{k \ge 1} \rho_k$ of every coordinate, on a quadratic energy.
 
