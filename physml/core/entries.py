@@ -26,12 +26,14 @@ _REDUCE = {
     "reduce_and": lax.bitwise_and,
     "reduce_or": lax.bitwise_or,
 }
-_ELEMENTWISE = frozenset(
-    "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp conj "
-    "convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag "
-    "integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or pow real rem round rsqrt "
-    "select_n sign sin sinh sqrt square sub tan tanh xor".split()
-)
+_ELEMENTWISE = {
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e",
+    "bessel_i1e", "cbrt", "ceil", "clamp", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh",
+    "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "imag",
+    "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne",
+    "neg", "nextafter", "not", "or", "pow", "real", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh",
+    "sqrt", "square", "sub", "tan", "tanh", "xor",
+}  # fmt: skip
 _INLINE = ("jit", "pjit", "closed_call", "core_call", "remat", "checkpoint")
 
 

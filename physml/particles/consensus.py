@@ -8,7 +8,7 @@ $\lambda h = 1$ the consensus point performs a stochastic gradient descent on th
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -60,7 +60,7 @@ class Consensus(AbstractKernel):
             raise ValueError(f"energy must return a scalar for each particle, got shape {energies.shape[1:]}")
         return Swarm(x, x, energies, consensus_point(x, energies, self.alpha))
 
-    def draw(self, key: Key, position: Array, lanes: Any) -> Any:
+    def draw(self, key: Key, position: Any, lanes: Any) -> Any:
         n, dtype = position.shape[0], position.dtype
         order = None if self.batch is None else uniform(key, 1, jax.ShapeDtypeStruct((n,), dtype), lanes)
         return normal(key, 0, position, lanes), order
@@ -105,7 +105,7 @@ def consensus(
     drift: Scalar = 1.0,
     diffusion: Scalar = 0.7,
     *,
-    noise: Literal["isotropic", "anisotropic"] = "anisotropic",
+    noise: str = "anisotropic",
     batch: int | None = None,
     memory: Scalar = 0.0,
     truncation: Scalar = float("inf"),

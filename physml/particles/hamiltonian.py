@@ -1,6 +1,6 @@
 r"""Hamiltonian Monte Carlo: a trajectory of $H = E(x) + |p|^2/2$ with fresh momenta, accepted as a whole or not."""
 
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -37,7 +37,7 @@ class Hmc(AbstractKernel):
     step_size: Array
     steps: int = eqx.field(static=True)
     temperature: Array
-    duration: Literal["fixed", "uniform", "exponential"] = eqx.field(static=True)
+    duration: str = eqx.field(static=True)
     scale: PyTree | None = None
     lanes: int = eqx.field(static=True, default=0)
 
@@ -83,7 +83,7 @@ def hmc(
     steps: int = 10,
     temperature: Scalar = 1.0,
     *,
-    duration: Literal["fixed", "uniform", "exponential"] = "fixed",
+    duration: str = "fixed",
     scale: PyTree | None = None,
 ) -> Hmc:
     r"""Hamiltonian Monte Carlo: momenta from $N(0, T)$, `steps` leapfrog steps, accepted with probability

@@ -29,7 +29,7 @@ from physml.particles.kernel import (
 )
 from physml.particles.langevin import Overdamped, overdamped
 from physml.particles.measure import AbstractMeasure, Particles
-from physml.particles.underdamped import Scheme, Underdamped, underdamped
+from physml.particles.underdamped import Underdamped, underdamped
 
 Functional = Callable[[AbstractMeasure], Any]
 
@@ -87,7 +87,7 @@ def underdamped_mean_field(
     step_size: Scalar,
     friction: Scalar = 1.0,
     temperature: Scalar = 1.0,
-    scheme: Scheme = "exact",
+    scheme: str = "exact",
 ) -> Underdamped:
     r"""Underdamped mean-field Langevin dynamics of N particles; with `exact`, the N-ULA of its spacetime
     discretisation.
@@ -114,7 +114,7 @@ class Interacting(AbstractKernel):
         check_position(position)
         return Position(position)
 
-    def draw(self, key: Key, position: Array, lanes: Any) -> tuple:
+    def draw(self, key: Key, position: Any, lanes: Any) -> tuple:
         fresh = lambda lane: jax.random.fold_in(jax.random.fold_in(key, 1), lane)
         keys = jax.vmap(fresh, out_axes=-1)(lanes) if jnp.ndim(lanes) else fresh(lanes)
         return _normals(key, position, lanes), keys

@@ -10,7 +10,7 @@ A moves $x$ with $p$, B kicks $p$ with the force, O is the exact Ornstein-Uhlenb
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -35,8 +35,6 @@ from physml.particles.kernel import (
     value_and_gradient,
 )
 
-Scheme = Literal["BAOAB", "OBABO", "exact"]
-
 
 class Phase(NamedTuple):
     """Position, momentum, and the gradient of the energy at the position."""
@@ -53,7 +51,7 @@ class Underdamped(AbstractKernel):
     step_size: Array
     friction: Array
     temperature: Array
-    scheme: Scheme = eqx.field(static=True)
+    scheme: str = eqx.field(static=True)
     scale: PyTree | None = None
     lanes: int = eqx.field(static=True, default=0)
 
@@ -120,7 +118,7 @@ def underdamped(
     step_size: Scalar,
     friction: Scalar = 1.0,
     temperature: Scalar = 1.0,
-    scheme: Scheme = "BAOAB",
+    scheme: str = "BAOAB",
     *,
     scale: PyTree | None = None,
 ) -> Underdamped:

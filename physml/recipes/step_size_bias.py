@@ -65,7 +65,7 @@ class Config:
 
 PAPER = Config()
 SMOKE = Config(
-    chains=512, time=120.0, steps=(0.4,), kernels=("ULA", "BAOAB", "MALA"), well_steps=(), time_tolerance=0.2
+    chains=512, time=120.0, steps=(0.4,), kernels=("ULA", "BAOAB", "MALA"), well_steps=(), time_tolerance=0.3
 )
 
 

@@ -59,7 +59,11 @@ EXACT = {
 @pytest.mark.parametrize("name", EXACT)
 def test_stationary_variance(name, key):
     """Within five standard errors, which are a small part of the bias of the step where there is one."""
-    h, T, make = (0.5, 0.6, {"ULA": overdamped, "MALA": mala, "HMC": lambda E, h, temperature: hmc(E, h, 3, temperature)})
+    h, T, make = (
+        0.5,
+        0.6,
+        {"ULA": overdamped, "MALA": mala, "HMC": lambda E, h, temperature: hmc(E, h, 3, temperature)},
+    )
     if name in ("BAOAB", "OBABO"):
         h, kernel = 0.9, underdamped(energy, 0.9, friction=1.0, temperature=T, scheme=name)
     else:
