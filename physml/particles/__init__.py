@@ -7,12 +7,29 @@ from physml.particles.consensus import (
     consensus_point as consensus_point,
     mean_square_rate as mean_square_rate,
 )
+from physml.particles.coulomb import (
+    coulomb_gas as coulomb_gas,
+    ginibre as ginibre,
+    ginibre_density as ginibre_density,
+    limit_variance as limit_variance,
+    linear_statistic_cumulants as linear_statistic_cumulants,
+    virial_law as virial_law,
+)
+from physml.particles.entropy_production import (
+    EntropyProduction as EntropyProduction,
+    entropy_production as entropy_production,
+    implicit_loss as implicit_loss,
+    linear_entropy_production as linear_entropy_production,
+    probability_velocity as probability_velocity,
+    work_rate as work_rate,
+)
 from physml.particles.exact import (
     consensus_point_gaussian as consensus_point_gaussian,
     gaussian_limit as gaussian_limit,
     integrated_time as integrated_time,
     stationary_covariance as stationary_covariance,
 )
+from physml.particles.fokker_planck_grid import Stationary as Stationary, stationary_density as stationary_density
 from physml.particles.game import (
     Game as Game,
     Players as Players,
@@ -23,6 +40,7 @@ from physml.particles.game import (
     gibbs_equilibrium as gibbs_equilibrium,
 )
 from physml.particles.hamiltonian import Hmc as Hmc, hmc as hmc
+from physml.particles.hypersphere import hyperspherical_energy as hyperspherical_energy, thomson as thomson
 from physml.particles.interaction import Feature as Feature, PairSum as PairSum
 from physml.particles.interop import from_blackjax as from_blackjax
 from physml.particles.kernel import AbstractKernel as AbstractKernel, Info as Info, over_lanes as over_lanes
@@ -39,6 +57,7 @@ from physml.particles.measure import (
     Measure as Measure,
     Particles as Particles,
 )
+from physml.particles.pair_energy import PairEnergy as PairEnergy
 from physml.particles.run import Run as Run, run as run, run_chains as run_chains
 from physml.particles.statistics import Stats as Stats
 from physml.particles.underdamped import Underdamped as Underdamped, underdamped as underdamped

@@ -75,7 +75,8 @@ class RandomBatch(AbstractBackend):
         split = lambda a: a[order].reshape(n // p, p, *a.shape[1:])
         keep = jax.vmap(lambda z: _finite_on_diagonal(kernel, z))(x)
         pair = _of_coordinates(kernel, x[0], y[0])
-        xs, ys = (tuple(jnp.moveaxis(split(a), 2, 0)) for a in (x, y))  # each coordinate (batches, size)
+        # Each coordinate and the numbers, (batches, size).
+        xs, ys = ((*jnp.moveaxis(split(a), 2, 0), split(k)) for a, k in zip((x, y), _numbers(x, y), strict=True))
         inside = jax.vmap(jax.vmap(jax.vmap(pair, (None, None, 0)), (0, 0, None)))
         w = split(weights.astype(x.dtype))
         itself = jnp.eye(p, dtype=bool)[None]
@@ -153,7 +154,7 @@ class Cells(AbstractBackend):
     def _over(self, kernel, x, y, weights, partners):
         keep = jax.vmap(lambda z: _finite_on_diagonal(kernel, z))(x)
         pair, shape = _of_coordinates(kernel, x[0], y[0]), jax.eval_shape(kernel, x[0], y[0]).shape
-        limit = self.cutoff**2
+        limit, (mine, theirs) = self.cutoff**2, _numbers(x, y)
 
         @jax.checkpoint
         def entries(x, keep, y, weights):
@@ -166,7 +167,8 @@ class Cells(AbstractBackend):
             apart = x[:, None, :] + self.cutoff
             there = jnp.where(near[..., None], there, apart)
             w = jnp.where(near, weights.astype(x.dtype)[partners], 0)
-            values = jax.vmap(jax.vmap(pair, (None, None, 0)))(tuple(x.T), keep, tuple(jnp.moveaxis(there, 2, 0)))
+            there = (*jnp.moveaxis(there, 2, 0), theirs[partners])
+            values = jax.vmap(jax.vmap(pair, (None, None, 0)))((*x.T, mine), keep, there)
             return [jnp.sum(v * w.astype(v.dtype), axis=1) for v in values]
 
         return jnp.stack(entries(x, keep, y, weights), axis=-1).reshape(len(x), *shape)
@@ -179,30 +181,44 @@ def _by_rows(kernel, x, y, weights, block):
     shape = jax.eval_shape(kernel, x[0], y[0]).shape
     pair, columns, w = _of_coordinates(kernel, x[0], y[0]), tuple(y.T), weights.astype(x.dtype)
 
+    mine, theirs = _numbers(x, y)
+    columns = (*columns, theirs)
+
     @jax.checkpoint
     def rows(xs, keep, columns, w):
-        """d arrays (size,) -> the entries of the force, (size,) each."""
+        """d arrays (size,) and their numbers -> the entries of the force, (size,) each."""
         over_columns = jax.vmap(pair, (None, None, 0))
         values = jax.vmap(over_columns, (0, 0, None))(xs, keep, columns)  # (size, M) each
         return [jnp.sum(value * w[None, :].astype(value.dtype), axis=1) for value in values]
 
     count, tail = divmod(n, size)
     blocked = lambda a: a[: count * size].reshape(count, size)
-    out = lax.map(lambda row: rows(*row, columns, w), (tuple(map(blocked, x.T)), blocked(keep)))
+    out = lax.map(lambda row: rows(*row, columns, w), (tuple(map(blocked, (*x.T, mine))), blocked(keep)))
     out = [value.reshape(-1) for value in out]
     if tail:
-        last = rows(tuple(x[count * size :].T), keep[count * size :], columns, w)
+        last = rows((*x[count * size :].T, mine[count * size :]), keep[count * size :], columns, w)
         out = [jnp.concatenate(both) for both in zip(out, last, strict=True)]
     return jnp.stack(out, axis=-1).reshape(n, *shape)
 
 
+def _numbers(x, y):
+    """Numbers that rows and columns share where they are the same particles.
+
+    A distance of zero does not tell: a compiler may compute the coordinates twice, with different rounding.
+    """
+    mine = jnp.arange(len(x), dtype=jnp.int32)
+    return mine, mine if y is x else jnp.full(len(y), -1, jnp.int32)
+
+
 def _of_coordinates(kernel, x, y):
-    """The guarded kernel as a function of coordinates: (x_1, ...), ok, (y_1, ...) -> its entries."""
+    """The guarded kernel as a function of coordinates: (x_1, ..., number), ok, (y_1, ..., number) -> its entries."""
     unrolled = by_entries(kernel, jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(y.shape, y.dtype))
 
     def pair(a, ok, b):
+        (*a, i), (*b, j) = a, b
         # Both branches of a `where` must be finite for its derivative to be: a pair without a value is moved apart.
-        absent = (sum(jnp.abs(s - t) for s, t in zip(a, b, strict=True)) == 0) & ~ok
+        touching = (sum(jnp.abs(s - t) for s, t in zip(a, b, strict=True)) == 0) | (i == j)
+        absent = touching & ~ok
         b = [b[0] + jnp.where(absent, jnp.ones((), b[0].dtype), 0), *b[1:]]
         if unrolled is None:
             values = list(kernel(jnp.stack(a), jnp.stack(b)).ravel())

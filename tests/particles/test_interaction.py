@@ -75,6 +75,22 @@ def test_coincident_particles(backend):
         np.testing.assert_allclose(density, 0.25 * (2 + np.exp(-1.25) + np.exp(-1.25)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("backend", [Dense(8), RandomBatch(3), Cells(20.0, (8.0, 8.0), capacity=32)])
+def test_positions_computed_in_the_same_program(backend):
+    """Coordinates that a compiler computes twice, with different rounding: a particle still does not meet itself."""
+    force = PairSum(KERNELS["coulomb"], backend)
+    z = 2 * points(21) + 3
+
+    def both(z):
+        x = jnp.sin(1.3 * z) * jnp.exp(-0.1 * z) / 3.7 + z / 3
+        return x, force(x, Particles(x), key=jax.random.key(2))
+
+    x, inside = jax.jit(both)(z)
+    np.testing.assert_allclose(inside, force(x, Particles(x), key=jax.random.key(2)), rtol=1e-3, atol=1e-4)
+    many = jax.vmap(both)(jnp.stack([z, z + 0.1]))[1]
+    np.testing.assert_allclose(many[0], inside, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("periodic", [False, True])
 def test_cells_are_all_pairs_within_reach(periodic):
     box = (3.0, 4.5)
