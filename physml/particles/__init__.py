@@ -57,7 +57,49 @@ from physml.particles.measure import (
     Measure as Measure,
     Particles as Particles,
 )
+from physml.particles.mirror import (
+    AbstractLegendre as AbstractLegendre,
+    BoxEntropy as BoxEntropy,
+    BregmanL1 as BregmanL1,
+    Entropy as Entropy,
+    HyperbolicEntropy as HyperbolicEntropy,
+    LogBarrier as LogBarrier,
+    Mirror as Mirror,
+    Quadratic as Quadratic,
+    SimplexEntropy as SimplexEntropy,
+    bregman_divergence as bregman_divergence,
+    bregman_envelope as bregman_envelope,
+    bregman_proximal as bregman_proximal,
+    curvature as curvature,
+    mirror as mirror,
+)
+from physml.particles.nonsmooth import (
+    L1 as L1,
+    AbstractNonsmooth as AbstractNonsmooth,
+    Ball as Ball,
+    Box as Box,
+    GroupL2 as GroupL2,
+    SquaredL2 as SquaredL2,
+    TotalVariation as TotalVariation,
+    moreau_envelope as moreau_envelope,
+    nonnegative as nonnegative,
+    soft_threshold as soft_threshold,
+)
 from physml.particles.pair_energy import PairEnergy as PairEnergy
+from physml.particles.proximal import (
+    Proximal as Proximal,
+    ProximalMala as ProximalMala,
+    proximal as proximal,
+    proximal_mala as proximal_mala,
+)
 from physml.particles.run import Run as Run, run as run, run_chains as run_chains
 from physml.particles.statistics import Stats as Stats
+from physml.particles.stochastic import (
+    MinibatchEnergy as MinibatchEnergy,
+    StochasticGradient as StochasticGradient,
+    Structured as Structured,
+    sghmc as sghmc,
+    sgld as sgld,
+    structured as structured,
+)
 from physml.particles.underdamped import Underdamped as Underdamped, underdamped as underdamped

@@ -75,7 +75,7 @@ TRACKED = 128
 
 def begin(draw: PyTree, lanes: int, draws: int) -> Accumulator:
     """Nothing yet, for draws like this one, `draws` of them."""
-    levels = max(1, math.ceil(math.log2(max(draws, 2))))
+    levels = draws.bit_length()
     leading = lambda k: jax.tree.map(lambda leaf: jnp.zeros((k, *leaf.shape), leaf.dtype), draw)
     flat = _flat(draw, lanes)
     small = flat.shape[0] <= TRACKED
@@ -129,7 +129,7 @@ def finish(sums: Accumulator, lanes: int, draws: int) -> Stats:
     chains = jax.tree.leaves(sums.mean)[0].shape[-1] if lanes else 1
     halves = (draws // 2, draws - draws // 2)
 
-    def one(mean, square, haar):
+    def one(mean, square, waiting, haar):
         dtype = mean.dtype
         counts = jnp.asarray(halves, dtype).reshape(2, *(1,) * (mean.ndim - 1))
         whole = jnp.sum(mean * counts, axis=0) / draws  # of each chain
@@ -137,24 +137,33 @@ def finish(sums: Accumulator, lanes: int, draws: int) -> Stats:
         spread = jnp.sum(square, axis=0) + jnp.sum(counts * (mean - whole[None]) ** 2, axis=0)
         between = over((whole - grand[..., None]) ** 2) if lanes else jnp.zeros_like(grand)
         variance = over(spread) / draws + between
-        time, correlation = _blocking(over(haar), between, variance, draws, chains)
+        top = jnp.var(waiting[-1], axis=-1, ddof=1) if chains > 1 else None
+        time, correlation = _blocking(over(haar), top, variance, draws, chains)
         return grand, variance, _r_hat(mean, square, halves, lanes), time, draws * chains / time, correlation
 
-    rows = jax.tree.map(one, sums.mean, sums.square, sums.haar)
+    rows = jax.tree.map(one, sums.mean, sums.square, sums.waiting, sums.haar)
     columns = [jax.tree.map(lambda _, row, i=i: row[i], sums.mean, rows) for i in range(6)]
     covariance = None if sums.outer is None else sums.outer / (draws * chains)
     return Stats(sums.count, chains, *columns, covariance)
 
 
-def _blocking(haar, between, variance, draws, chains):
-    """Autocorrelation time from the variance at each scale; blocks of at least ten times it, while enough are left."""
-    levels = haar.shape[0]
-    blocks = [draws >> (level + 1) for level in range(levels)]
-    detail = jnp.stack([haar[level] / max(blocks[level], 1) for level in range(levels)])
+def _blocking(haar, top, variance, draws, chains):
+    """Autocorrelation time from the variance at each scale; blocks of at least ten times it, while enough are left.
+
+    `top`: variance between chains of means over the longest block, 2^m draws. One chain has none: then the missing
+    term is taken from the plateau, v_m = 2^(l - m) v_l.
+    """
+    m = haar.shape[0] - 1
+    blocks = [draws >> (level + 1) for level in range(m)]
+    detail = jnp.stack([haar[level] / blocks[level] for level in range(m)] or [jnp.zeros_like(variance)])
     tail = jnp.cumsum(detail[::-1], axis=0)[::-1]
-    of_means = jnp.concatenate([tail + between[None], between[None]])  # v_l, l = 0, ..., levels
-    rho = of_means[1:] * 2 / jnp.where(of_means[:-1] > 0, of_means[:-1], 1) - 1
-    correlation = jnp.where(of_means[:-1] > 0, rho, jnp.nan)
+    if top is None:
+        of_means = jnp.stack([tail[level] / (1 - 2.0 ** (level - max(m, 1))) for level in range(len(tail))])
+    else:
+        of_means = tail + top[None]  # v_l, l = 0, ..., m - 1
+    next_means = jnp.concatenate([of_means[1:], (of_means[-1:] if top is None else top[None])])
+    rho = next_means * 2 / jnp.where(of_means > 0, of_means, 1) - 1
+    correlation = jnp.where(of_means > 0, rho, jnp.nan)
     usable = max(1, sum(1 for b in blocks if b * chains >= 32))
     safe = jnp.where(variance > 0, variance, 1)
     tau = jnp.stack([2.0**level * of_means[level] / safe for level in range(usable)])

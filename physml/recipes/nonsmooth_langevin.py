@@ -33,7 +33,7 @@ from physml.recipes._result import Info, Result, at_least, at_most, close_to
 INFO = Info(
     paper="Lau, Liu and Pock, Non-log-concave and nonsmooth sampling via Langevin Monte Carlo algorithms (2023)",
     claim="every Langevin kernel on nonsmooth mixtures against quadrature; a photograph deblurred with error bars",
-    time="3 min, smoke 15 s",
+    time="1 min, smoke 15 s",
 )
 KERNELS = (
     "ULA", "MALA", "BAOAB", "OBABO", "exact", "HMC", "MYULA", "forward-backward", "proximal-gradient", "proximal MALA",

@@ -8,7 +8,6 @@ import pytest
 from physml.particles import (
     Feature,
     Game,
-    Gaussian,
     Histogram,
     PairSum,
     Particles,
