@@ -122,7 +122,7 @@ def _apply(eqn, xs) -> list[np.ndarray]:
         rows = xs[0].transpose([*rest, *p["axes"]]).reshape(math.prod(shape), -1)
         return [objects([_fold(_REDUCE[name], row) for row in rows], shape)]
     if name == "dot_general":
-        return [_contract(p["dimension_numbers"], *xs, shape)]
+        return [_contract(p["dimension_numbers"], xs[0], xs[1], shape)]
     if name == "stack":
         return [np.stack(xs, axis=p["axis"])]
     if len(eqn.outvars) == 1 and np.broadcast_shapes(*(x.shape for x in xs)) == shape and name in _ELEMENTWISE:

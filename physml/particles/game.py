@@ -92,13 +92,10 @@ class Play(NamedTuple):
 class AbstractPlay(AbstractKernel):
     """What the three dynamics share: noise of both players and an Euler step of each."""
 
-    game: eqx.AbstractVar[Game]
-    step_size: eqx.AbstractVar[Array]
-
     def _noise(self, key, position, lanes):
         return normal(key, 0, Players(*position), lanes)
 
-    def _langevin(self, at, drift, xi, ratio=1.0):
+    def _langevin(self: Any, at, drift, xi, ratio: Any = 1.0):
         h, game = self.step_size, self.game
         return Players(
             at.x + h * drift.x + jnp.sqrt(2 * game.temperature_x * h) * xi.x,

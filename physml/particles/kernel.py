@@ -47,8 +47,6 @@ class AbstractKernel(eqx.Module):
     `(init, step)` pair; `run` moves with the noise of `fold_in(key, k)` at step k. Every state has a `position`.
     """
 
-    lanes: eqx.AbstractVar[int]
-
     @abc.abstractmethod
     def init(self, position: PyTree) -> Any:
         """The state at a position."""

@@ -17,7 +17,6 @@ from physml.core.status import Code, Status, status
 from physml.core.types import Key, is_traced
 from physml.particles import statistics
 from physml.particles.kernel import AbstractKernel, Info, check_position, over_lanes
-from physml.particles.statistics import Stats
 
 
 class Run(eqx.Module):
@@ -32,7 +31,7 @@ class Run(eqx.Module):
     state: Any
     samples: PyTree
     info: Info
-    stats: Stats | None
+    stats: Any  # Stats | None
     status: Status
 
     def check(self) -> "Run":
@@ -189,16 +188,12 @@ def _advance(kernel, carry, first, saves, key, lanes, loop, draws):
     # Noise is drawn ahead for a chunk of moves: several intervals where they are short, a part of one where it is long.
     if thin < chunk:
         ahead = lambda i: jax.vmap(draw)(i * thin + jnp.arange(thin, dtype=jnp.int32))
-
-        def moves(state, i, xis):
-            body = lambda carry, xi: (move(carry, None, xi), None)
-            return lax.scan(body, (state, nothing), xis)[0]
-
+        body = lambda carry, xi: (move(carry, None, xi), None)
+        moves = lambda state, i, xis: lax.scan(body, (state, nothing), xis)[0]
     else:
         ahead = None
-
-        def moves(state, i, _):
-            return march(move, (state, nothing), thin, draw=draw, first=i * thin, save_every=thin, chunk=chunk)[0]
+        options = {"draw": draw, "save_every": thin, "chunk": chunk}
+        moves = lambda state, i, _: march(move, (state, nothing), thin, first=i * thin, **options)[0]
 
     def interval(carry, i, xis):
         (state, sums, bad), _ = carry

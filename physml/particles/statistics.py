@@ -116,7 +116,7 @@ def update(sums: Accumulator, draw: PyTree, lanes: int, draws: int) -> Accumulat
     level, waiting, haar, block = lax.while_loop(paired, carry_up, start)
     waiting = jax.tree.map(lambda w, b: w.at[level].set(b, mode="drop"), waiting, block)
     outer, centre = sums.outer, sums.centre
-    if outer is not None:
+    if outer is not None and centre is not None:
         x = _flat(draw, lanes) - centre[:, None]
         step = jnp.mean(x, axis=1) / (sums.count + 1).astype(x.dtype)
         outer, centre = outer + x @ (x - step[:, None]).T, centre + step
@@ -144,7 +144,8 @@ def finish(sums: Accumulator, lanes: int, draws: int) -> Stats:
     rows = jax.tree.map(one, sums.mean, sums.square, sums.waiting, sums.haar)
     columns = [jax.tree.map(lambda _, row, i=i: row[i], sums.mean, rows) for i in range(6)]
     covariance = None if sums.outer is None else sums.outer / (draws * chains)
-    return Stats(sums.count, chains, *columns, covariance)
+    mean, variance, r_hat, time, ess, correlation = columns
+    return Stats(sums.count, chains, mean, variance, r_hat, time, ess, correlation, covariance)
 
 
 def _blocking(haar, top, variance, draws, chains):

@@ -32,7 +32,7 @@ from physml.recipes._result import Claim, Info, Result, at_least, at_most
 INFO = Info(
     paper="Riedl, Klock, Geldhauser and Fornasier, Gradient is all you need? (2023)",
     claim="the consensus point finds Ackley's and Rastrigin's minimum in 20 dimensions beyond the mean-square line",
-    time="4 min, smoke 15 s",
+    time="3 min, smoke 10 s",
 )
 
 

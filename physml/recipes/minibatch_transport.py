@@ -45,7 +45,7 @@ from physml.recipes._result import Info, Result, at_most
 INFO = Info(
     paper="Tong et al., Improving and generalizing flow-based generative models with minibatch OT (2024); SF2M (2024)",
     claim="minibatch transport reaches the target at the sampling floor with the path energy of optimal transport",
-    time="5 min, smoke 10 s",
+    time="2 min, smoke 10 s",
 )
 
 LAWS = {

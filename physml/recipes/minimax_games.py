@@ -30,7 +30,7 @@ from physml.recipes._result import Info, Result, at_least, at_most
 INFO = Info(
     paper="Kim et al., Symmetric mean-field Langevin dynamics (2024); Lu, Two-scale gradient descent ascent (2023)",
     claim="three dynamics reach the mixed equilibrium of a Gaussian and of a nonconvex game",
-    time="3 min, smoke 15 s",
+    time="1 min, smoke 15 s",
 )
 
 

@@ -1,4 +1,4 @@
-"""The recipes of Langevin and mean-field dynamics in their small configurations, and that wrong ingredients are noticed."""
+"""Recipes of Langevin and mean-field dynamics in their small configurations; a wrong ingredient is noticed."""
 
 import dataclasses
 
