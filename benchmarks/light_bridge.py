@@ -131,6 +131,7 @@ def scaling(path):
         axis.loglog(dims, 1e3 * np.array(seconds), "o", label="measured")
         axis.loglog(dims, 1e3 * np.exp(offset) * dims**slope, "k--", lw=1, label=f"$D^{{{slope:.2f}}}$")
         axis.set_xticks(dims, dims)
+        axis.minorticks_off()
         axis.set(xlabel="dimension D", ylabel="ms a gradient", title=f"4096 rows, K = {COMPONENTS}")
         axis.legend()
         figure.savefig(path, dpi=100)

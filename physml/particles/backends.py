@@ -27,6 +27,11 @@ class Force(NamedTuple):
     value: Array
     status: Status
 
+    def check(self) -> "Force":
+        """Raise `Failure` if a cell overflowed; return self otherwise."""
+        self.status.check("pair sum", lambda missing: f"{missing} particles that miss a pair")
+        return self
+
 
 class AbstractBackend(eqx.Module):
     """How the pairs are enumerated."""
@@ -230,7 +235,11 @@ def _of_coordinates(kernel, x, y):
 
 
 def _finite_on_diagonal(kernel, z):
-    """Whether the kernel and its derivative exist at zero distance, found by trying; so nothing flows back from it."""
+    """Whether the kernel and its derivative exist at zero distance, found by trying; so nothing flows back from it.
+
+    In reverse mode: forward mode does not see what a `where` hides.
+    """
     z = lax.stop_gradient(z)
-    value, slope = kernel(z, z), jax.jacfwd(lambda y: kernel(z, y))(z)
-    return lax.stop_gradient(jnp.isfinite(value).all() & jnp.isfinite(slope).all())
+    value, back = jax.vjp(kernel, z, z)
+    slopes = back(jnp.ones_like(value))
+    return lax.stop_gradient(jnp.isfinite(value).all() & jnp.isfinite(jnp.stack(slopes)).all())

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.core import Code
+from physml.core import Code, Failure
 from physml.particles import Cells, Dense, Feature, Gaussian, Histogram, PairSum, Particles, RandomBatch
 
 KERNELS = {
@@ -67,6 +67,10 @@ def test_coincident_particles(backend):
     call = lambda x: force(x, Particles(x), key=jax.random.key(3))
     assert bool(jnp.isfinite(call(x)).all())
     assert bool(jnp.isfinite(jax.grad(lambda x: jnp.sum(call(x) ** 2))(x)).all())
+    # A `where` of the user's hides the value, but not the derivative in reverse mode.
+    hidden = PairSum(lambda a, b: jnp.where(jnp.sum((a - b) ** 2) > 0, KERNELS["coulomb"](a, b), 0.0), backend)
+    slope = jax.grad(lambda x: jnp.sum(hidden(x, Particles(x), key=jax.random.key(3)) ** 2))(x)
+    assert bool(jnp.isfinite(slope).all())
     if isinstance(backend, Dense):
         others = x[2:]
         apart = jnp.sum(jax.vmap(lambda y: KERNELS["coulomb"](x[0], y))(others), 0) / 4
@@ -108,6 +112,8 @@ def test_cells_are_all_pairs_within_reach(periodic):
     np.testing.assert_allclose(*slopes, atol=1e-6)
     crowded = PairSum(reach, Cells(0.7, box, capacity=3, periodic=periodic)).evaluate(x, Particles(x))
     assert int(crowded.status.code) == Code.overflow and bool(jnp.isnan(crowded.value).any())
+    with pytest.raises(Failure, match="particles that miss a pair"):
+        crowded.check()
 
 
 def test_random_batches_are_unbiased():
