@@ -39,7 +39,7 @@ def test_dense_is_the_double_sum(name):
     np.testing.assert_allclose(itself, plain(KERNELS[name], x, x, jnp.full(13, 1 / 13)), rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", ["soft", "density", "through a loop"])
 def test_gradients_against_finite_differences(name):
     with jax.enable_x64(True):
         x = jax.random.normal(jax.random.key(0), (5, 2))
