@@ -13,7 +13,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_blocks_run_and_print_what_they_say():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     space, printed = {}, io.StringIO()
     # A reader's session has jax's default promotion rules.
     with (
@@ -23,12 +23,13 @@ def test_blocks_run_and_print_what_they_say():
     ):
         for block in blocks:
             exec(block, space)
-    var, slope, magnetisation, log_prob = printed.getvalue().split("\n")[:4]
+    var, slope, magnetisation, log_prob, stats = printed.getvalue().split("\n")[:5]
     assert float(var) == pytest.approx(2 / 3, abs=0.03)
     assert float(slope) == pytest.approx(-4 / 9, abs=0.03)
     m, dm = map(float, magnetisation.split())
     assert m == pytest.approx(0.8586, abs=1e-3) and dm == pytest.approx(0.3726, abs=1e-3)
     assert -3.0 < float(log_prob) < -1.0
+    assert float(re.search(r"512 chains, largest r_hat ([\d.]+)", stats).group(1)) < 1.05
 
 
 def test_commands_are_one_line_each():
