@@ -6,6 +6,7 @@ The rooms, from the ground up:
 - `physml.nn`, `physml.metrics`, `physml.data`: small networks, distances and diagnostics, data sets
 - `physml.integrate`, `physml.train`: time; one train step and loop
 - `physml.matching`: probability paths, matching losses and samplers
+- `physml.dmft`: self-consistent order parameters and the finite systems they describe
 - `physml.particles`: Langevin kernels, interacting particles and their mean-field limits
 - `physml.recipes`: one file per paper, run by `physml run NAME`
 
@@ -17,12 +18,12 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_ROOMS = ("core", "data", "integrate", "matching", "metrics", "nn", "particles", "recipes", "train")
+_ROOMS = ("core", "data", "dmft", "integrate", "matching", "metrics", "nn", "particles", "recipes", "train")
 
 if TYPE_CHECKING:
-    from physml import core, data, integrate, matching, metrics, nn, particles, recipes, train
+    from physml import core, data, dmft, integrate, matching, metrics, nn, particles, recipes, train
 
-__all__ = ["core", "data", "integrate", "matching", "metrics", "nn", "particles", "recipes", "train"]
+__all__ = ["core", "data", "dmft", "integrate", "matching", "metrics", "nn", "particles", "recipes", "train"]
 
 
 def __getattr__(name: str):

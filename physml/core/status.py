@@ -22,6 +22,9 @@ class Code(IntEnum):
     max_steps = 5
     overflow = 6
     nonfinite_weights = 7
+    unphysical = 8
+    not_positive = 9
+    acausal = 10
 
 
 _REASON = {
@@ -31,6 +34,9 @@ _REASON = {
     Code.max_steps: "the adaptive solver used up its steps",
     Code.overflow: "a buffer of fixed capacity overflowed",
     Code.nonfinite_weights: "some log-weights are not finite",
+    Code.unphysical: "the solution lies outside its physical range",
+    Code.not_positive: "a covariance has a negative eigenvalue beyond rounding",
+    Code.acausal: "a response to the future appeared",
 }
 
 

@@ -1,0 +1,83 @@
+r"""Averages over the noise of one site: quadrature, or Monte Carlo with the same samples at every iteration.
+
+A `Sample` holds draws z of standard normal noise and their weights, so that $\langle f \rangle = \sum_i w_i f(z_i)$.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from physml.core.quadrature import gauss_hermite
+from physml.core.types import Key
+
+
+class Sample(eqx.Module):
+    """Draws `z` (n, ...) of standard normal noise with `weights` (n,) that sum to 1."""
+
+    z: Array
+    weights: Array
+
+    def average(self, f: Callable[[Array], PyTree]) -> PyTree:
+        """sum_i w_i f(z_i), for f of one draw."""
+        return jax.tree.map(lambda v: jnp.tensordot(self.weights.astype(v.dtype), v, 1), jax.vmap(f)(self.z))
+
+
+class AbstractAverage(eqx.Module):
+    """How the noise of one site is averaged."""
+
+    @abc.abstractmethod
+    def draw(self, shape: tuple[int, ...], key: Key | None, dtype: Any) -> Sample:
+        """Draws of noise of this shape."""
+
+
+class Quadrature(AbstractAverage):
+    """Gauss and Hermite's `nodes` in each of at most three dimensions: for noise that is a few numbers."""
+
+    nodes: int = eqx.field(static=True, default=64)
+
+    def __check_init__(self):
+        if self.nodes < 1:
+            raise ValueError(f"nodes must be at least 1, got {self.nodes}")
+
+    def draw(self, shape, key, dtype):
+        size = 1 if shape == () else shape[0]
+        if len(shape) > 1 or size > 3:
+            raise ValueError(f"quadrature serves noise of at most 3 numbers, this model's has shape {shape}: MonteCarlo")
+        z, w = gauss_hermite(self.nodes, dtype)
+        if shape == ():
+            return Sample(z, w)
+        grid = jnp.stack(jnp.meshgrid(*[z] * size, indexing="ij"), -1).reshape(-1, size)
+        weight = jnp.prod(jnp.stack(jnp.meshgrid(*[w] * size, indexing="ij"), -1).reshape(-1, size), -1)
+        return Sample(grid, weight)
+
+
+class MonteCarlo(AbstractAverage):
+    """`samples` draws, frozen while the equations are solved, so that the map iterated is deterministic.
+
+    `batches`: groups of samples whose scatter gives the error bars of the solution. A key is needed.
+    """
+
+    samples: int = eqx.field(static=True, default=1000)
+    batches: int = eqx.field(static=True, default=10)
+
+    def __check_init__(self):
+        if self.batches < 2 or self.samples < 2 * self.batches or self.samples % self.batches:
+            raise ValueError(
+                f"samples must be a multiple of batches >= 2, at least two in each; got {self.samples}, {self.batches}"
+            )
+
+    def draw(self, shape, key, dtype):
+        if key is None:
+            raise ValueError("MonteCarlo draws noise: solve(..., key=jax.random.key(0))")
+        weights = jnp.full((self.samples,), 1 / self.samples, dtype)
+        return Sample(jax.random.normal(key, (self.samples, *shape), dtype), weights)
+
+    def split(self, sample: Sample) -> Sample:
+        """The batches of a sample, on a new leading axis."""
+        z = sample.z.reshape(self.batches, -1, *sample.z.shape[1:])
+        return Sample(z, sample.weights.reshape(self.batches, -1) * self.batches)
