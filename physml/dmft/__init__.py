@@ -1,6 +1,11 @@
 """Dynamical mean-field theory: self-consistent order parameters, and the finite systems they describe."""
 
-from physml.dmft.average import AbstractAverage as AbstractAverage, MonteCarlo as MonteCarlo, Quadrature as Quadrature, Sample as Sample
+from physml.dmft.average import (
+    AbstractAverage as AbstractAverage,
+    MonteCarlo as MonteCarlo,
+    Quadrature as Quadrature,
+    Sample as Sample,
+)
 from physml.dmft.causal import fill as fill
 from physml.dmft.lotka_volterra import (
     Abundances as Abundances,

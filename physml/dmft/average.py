@@ -47,7 +47,9 @@ class Quadrature(AbstractAverage):
     def draw(self, shape, key, dtype):
         size = 1 if shape == () else shape[0]
         if len(shape) > 1 or size > 3:
-            raise ValueError(f"quadrature serves noise of at most 3 numbers, this model's has shape {shape}: MonteCarlo")
+            raise ValueError(
+                f"quadrature serves noise of at most 3 numbers, this model's has shape {shape}: MonteCarlo"
+            )
         z, w = gauss_hermite(self.nodes, dtype)
         if shape == ():
             return Sample(z, w)

@@ -170,7 +170,9 @@ def solve(
 
 def _solve(model, scheme, average, key, start):
     start = model.init() if start is None else start
-    dtype = jnp.result_type(*[leaf for leaf in jax.tree.leaves(start) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)])
+    dtype = jnp.result_type(
+        *[leaf for leaf in jax.tree.leaves(start) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
+    )
     sample = None if average is None else average.draw(model.noise_shape(), key, dtype)
     out = scheme.run(model, start, sample)
     if not isinstance(average, MonteCarlo):
