@@ -28,6 +28,8 @@ def fill(row: Callable[[Any, PyTree, Array], PyTree], args: Any, order: PyTree, 
     one = lambda dynamic, order, k: row(eqx.combine(dynamic, static), order, k)
     ks = jnp.arange(steps, dtype=jnp.int32)
 
+    x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+
     @jax.custom_vjp
     def run(dynamic, order):
         write = lambda order, k: (jax.tree.map(lambda a, r: a.at[k + 1].set(r), order, one(dynamic, order, k)), None)
@@ -38,7 +40,11 @@ def fill(row: Callable[[Any, PyTree, Array], PyTree], args: Any, order: PyTree, 
         return out, (dynamic, out)
 
     def backward(saved, cotangent):
-        dynamic, order = saved
+        # Derivatives are taken after the caller's float64 context has closed.
+        with jax.enable_x64(x64):
+            return revisit(*saved, cotangent)
+
+    def revisit(dynamic, order, cotangent):
 
         def unwrite(carry, k):
             to_order, to_args = carry

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, PyTree
 
 from physml.core.fixed_point import AbstractIteration, Damped, History, fixed_point
@@ -90,6 +91,12 @@ class AbstractCausalModel(AbstractModel):
     @abc.abstractmethod
     def row(self, order: Any, k: Array) -> Any:
         """Row k + 1 of every array of `order` from the rows up to k; later rows may hold anything."""
+
+    def update(self, order: Any, noise: Any = None) -> Any:
+        """All rows at once, each from the rows before it as they stand in `order`."""
+        steps = len(jax.tree.leaves(order)[0]) - 1
+        rows = lax.map(lambda k: self.row(order, k), jnp.arange(steps, dtype=jnp.int32))
+        return jax.tree.map(lambda old, new: jnp.concatenate([old[:1], new]), order, rows)
 
 
 class FixedPoint(AbstractScheme):
@@ -175,7 +182,7 @@ def _solve(model, scheme, average, key, start):
     )
     sample = None if average is None else average.draw(model.noise_shape(), key, dtype)
     out = scheme.run(model, start, sample)
-    if not isinstance(average, MonteCarlo):
+    if not isinstance(average, MonteCarlo) or sample is None:
         return out
     updates = jax.vmap(lambda batch: model.finish(model.update(out.order, batch)))(average.split(sample))
     error = jax.tree.map(lambda a: jnp.std(a, axis=0, ddof=1) / average.batches**0.5, updates)
