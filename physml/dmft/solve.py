@@ -34,7 +34,7 @@ class Solution(eqx.Module):
 
     `status`: how it ended, with the iteration or time step. `error`: standard errors of the site averages, shaped like
     `order`, for Monte Carlo only (they leave out how the equations amplify them). `history`: the iterates, where the scheme
-    was asked to keep them.
+    was asked to keep them. `unknowns`: what was solved for, to start a neighbouring problem from.
     """
 
     order: Any
@@ -42,6 +42,7 @@ class Solution(eqx.Module):
     status: Status
     history: History | None = None
     error: Any = None
+    unknowns: Any = None
 
     def check(self) -> "Solution":
         """Raise `Failure` unless the equations are solved and the solution is physical; return self otherwise."""
@@ -121,7 +122,7 @@ class FixedPoint(AbstractScheme):
         order = model.finish(out.value)
         physical = model.verdict(order)
         code = jnp.where(out.status.ok & (physical > Code.precision_limited), physical, out.status.code)
-        return Solution(order, out.residual, status(code, out.steps), out.history)
+        return Solution(order, out.residual, status(code, out.steps), out.history, unknowns=out.value)
 
 
 class Causal(AbstractScheme):
@@ -138,7 +139,7 @@ class Causal(AbstractScheme):
         first = jnp.where(bad.any(), jnp.argmax(bad), steps)
         code = jnp.where(bad.any(), jnp.asarray(Code.diverged, jnp.int32), model.verdict(order))
         residual = jnp.where(bad.any(), jnp.inf, 0.0).astype(jnp.result_type(jax.tree.leaves(start)[0]))
-        return Solution(order, residual, status(code, first))
+        return Solution(order, residual, status(code, first), unknowns=filled)
 
 
 def solve(
@@ -153,8 +154,8 @@ def solve(
 
     **Arguments.** `model`: its arrays may be differentiated. `scheme`: `FixedPoint(method, ...)` for all order parameters at
     once, `Causal()` for models with a row for every time; the model's own choice if None. `noise`: `Quadrature(nodes)` or
-    `MonteCarlo(samples)` for models that average over a site. `key`: for Monte Carlo. `start`: order parameters to start
-    from instead of `model.init()`, as when a branch is followed.
+    `MonteCarlo(samples)` for models that average over a site. `key`: for Monte Carlo. `start`: unknowns to start from
+    instead of `model.init()`, as when a branch is followed.
 
     **Returns** `Solution(order, residual, status, history, error)`; `status` says `not_converged`, `stagnated`, `diverged`,
     `unphysical`, `not_positive` or `acausal`, with the iteration or time step.
@@ -184,6 +185,6 @@ def _solve(model, scheme, average, key, start):
     out = scheme.run(model, start, sample)
     if not isinstance(average, MonteCarlo) or sample is None:
         return out
-    updates = jax.vmap(lambda batch: model.finish(model.update(out.order, batch)))(average.split(sample))
+    updates = lax.map(lambda batch: model.finish(model.update(out.unknowns, batch)), average.split(sample))
     error = jax.tree.map(lambda a: jnp.std(a, axis=0, ddof=1) / average.batches**0.5, updates)
     return eqx.tree_at(lambda out: out.error, out, error, is_leaf=lambda leaf: leaf is None)
