@@ -10,6 +10,7 @@ from physml.core.fixed_point import (
     History as History,
     Newton as Newton,
     fixed_point as fixed_point,
+    largest as largest,
     solve_linear as solve_linear,
 )
 from physml.core.float64 import in_float64 as in_float64

@@ -116,7 +116,7 @@ class Anderson(AbstractIteration):
 
     def next(self, f, x, fx, state):
         r = fx - x
-        size = jnp.max(jnp.abs(r))
+        size = largest(r)
         better = size < state.best
         stale = jnp.where(better, 0, state.stale + 1)
         restart = size > jnp.asarray(self.growth, x.dtype) * state.best
@@ -164,6 +164,11 @@ class Newton(AbstractIteration):
         one = jnp.asarray(1.0, x.dtype)
         t, k = lax.while_loop(too_long, lambda t_k: (0.5 * t_k[0], t_k[1] + 1), (one, 0))
         return x + t * move, state, k >= self.halvings
+
+
+def largest(x: Array) -> Array:
+    """max |x|, not a number where any entry is not: the maximum of a large array alone drops NaN on some backends."""
+    return jnp.where(jnp.isfinite(x).all(), jnp.max(jnp.abs(x), initial=0.0), jnp.nan)
 
 
 def solve_linear(operator: Callable[[Array], Array], b: Array, linear_solver: Any = None) -> Array:
@@ -252,7 +257,7 @@ def _iterate(f, x, method, tol, max_steps, history, loop):
     """Flat vectors: the last iterate and (residual, steps, code, (iterates, residuals) or None)."""
 
     def measure(x, fx):
-        return jnp.max(jnp.abs(fx - x), initial=0.0) / (1 + jnp.max(jnp.abs(x), initial=0.0))
+        return largest(fx - x) / (1 + largest(x))
 
     def done(carry):
         x, fx, _, k, gave_up, _ = carry

@@ -78,7 +78,7 @@ class WideNetwork(AbstractModel):
     t_max: float = eqx.field(static=True, default=10.0)
     dt: float = eqx.field(static=True, default=0.05)
 
-    scheme: ClassVar[Any] = FixedPoint(Damped(0.8), tol=1e-4, max_steps=60)
+    scheme: ClassVar[Any] = FixedPoint(Damped(1.0), tol=1e-3, max_steps=60)
     average: ClassVar[Any] = MonteCarlo(2000)
     precise: ClassVar[bool] = False
 
@@ -96,8 +96,12 @@ class WideNetwork(AbstractModel):
             raise ValueError(f"dt must be positive and divide t_max, got dt={self.dt}, t_max={self.t_max}")
         if not is_traced(self.kernel):
             values = np.linalg.eigvalsh(np.asarray(self.kernel, np.float64))
-            if values[0] < -1e-5 * abs(values[-1]) or not np.allclose(self.kernel, np.asarray(self.kernel).T, atol=1e-5):
-                raise ValueError(f"kernel must be symmetric and positive, its eigenvalues span {values[0]} to {values[-1]}")
+            if values[0] < -1e-5 * abs(values[-1]) or not np.allclose(
+                self.kernel, np.asarray(self.kernel).T, atol=1e-5
+            ):
+                raise ValueError(
+                    f"kernel must be symmetric and positive, its eigenvalues span {values[0]} to {values[-1]}"
+                )
 
     @property
     def steps(self) -> int:

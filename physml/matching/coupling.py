@@ -15,6 +15,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, PyTree
 
+from physml.core.fixed_point import largest
 from physml.core.types import Key, Scalar
 from physml.matching._checks import check_batch
 from physml.metrics._assignment import assign, on_host
@@ -198,7 +199,7 @@ def sinkhorn(cost: Array, epsilon: Scalar, *, tol: Scalar | None = None, max_ste
         absorbed = jnp.exp(kernel + new[:, None] + v[None, :])
         scale = lambda _, a: bounded(m / (absorbed @ bounded(n / (a @ absorbed))))
         a = jax.lax.fori_loop(0, _SCALINGS, scale, jnp.ones(n, cost.dtype))
-        return u, v, new + jnp.log(a), jnp.max(jnp.abs(new - u)), k + 1 + _SCALINGS
+        return u, v, new + jnp.log(a), largest(new - u), k + 1 + _SCALINGS
 
     zeros = jnp.zeros(m, cost.dtype)
     first = rows(zeros)

@@ -217,3 +217,11 @@ def test_errors(call, message):
     # A wrong option of a Literal is caught by the type checker where that is switched on.
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+@pytest.mark.parametrize("size", [3, 100_000])
+def test_a_state_that_is_not_a_number_is_never_a_solution(size):
+    out = fixed_point(lambda x: jnp.sqrt(-x), jnp.ones(size))
+    assert int(out.status.code) == Code.diverged
+    partly = fixed_point(lambda x: jnp.where(jnp.arange(size) == 1, jnp.nan, x), jnp.ones(size))
+    assert int(partly.status.code) == Code.diverged
