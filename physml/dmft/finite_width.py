@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from physml.core.float64 import in_float64
-from physml.core.types import Key, Scalar
+from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.gaussian_pairs import Activation, activation, moment
 from physml.dmft.infinite_width import check_variances
 from physml.dmft.weight_ensembles import AbstractWeights, BlockSparse, Gaussian, Orthogonal
@@ -155,25 +155,31 @@ class NetworkSample(eqx.Module):
     output: Array
 
 
-@functools.partial(jax.jit, static_argnames=("width", "depth", "phi", "weights", "residual", "readouts"))
-def _sample(x, key, weight_var, bias_var, time, *, width, depth, phi, weights, residual, readouts):
-    d = x.shape[1]
-    dtype = x.dtype
+@functools.partial(jax.jit, static_argnames=("width", "depth", "phi", "weights", "residual", "biased", "readouts"))
+def _sample(x, key, weight_var, bias_var, time, *, width, depth, phi, weights, residual, biased, readouts):
+    d, dtype = x.shape[1], x.dtype
     f = jax.vmap(jax.vmap(activation(phi)))
-    first, hidden, readout = jax.random.split(key, 3)
+    ends, hidden = jax.random.split(key)
     sw, sb = (jnp.sqrt(jnp.asarray(v, dtype)) for v in (weight_var, bias_var))
-    embedded = x @ jax.random.normal(first, (d, width), dtype) / d**0.5
-    bias = lambda key: sb * jax.random.normal(jax.random.fold_in(key, 1), (1, width), dtype)
-    branch = lambda h, key: sw * f(h) @ weights.draw(width, key=key, dtype=dtype).T + bias(key)
-    scale = jnp.sqrt(jnp.asarray(time, dtype) / depth)
-    v = jax.random.normal(readout, (width, readouts), dtype) / width**0.5
+    # One draw for the first and last layer: each call of the generator costs a second of compilation.
+    draws = jax.random.normal(ends, (width * (d + 1 + readouts) + readouts,), dtype)
+    first, own, readout, last = jnp.split(draws, [width * d, width * (d + 1), width * (d + 1 + readouts)])
+    readout = readout.reshape(width, readouts) / width**0.5
+
+    def branch(h, key):
+        out = sw * f(h) @ weights.draw(width, key=key, dtype=dtype).T
+        return out + sb * jax.random.normal(jax.random.fold_in(key, 1), (1, width), dtype) if biased else out
+
+    h = x @ first.reshape(d, width) / d**0.5
     if residual:
-        h = lax.scan(lambda h, k: (h + scale * branch(h, k), None), embedded, jax.random.split(hidden, depth))[0]
-        return NetworkSample(h, h @ h.T / width, h @ v)
-    h = sw * embedded + bias(first)
-    h = lax.scan(lambda h, k: (branch(h, k), None), h, jax.random.split(hidden, max(depth - 1, 0)))[0]
-    last, own = f(h), sb * jax.random.normal(jax.random.fold_in(readout, 1), (1, readouts), dtype)
-    return NetworkSample(h, sw**2 * last @ last.T / width + sb**2, sw * last @ v + own)
+        scale = jnp.sqrt(jnp.asarray(time, dtype) / depth)
+        h = lax.scan(lambda h, k: (h + scale * branch(h, k), None), h, jax.random.split(hidden, depth))[0]
+        return NetworkSample(h, h @ h.T / width, h @ readout)
+    h = sw * h + sb * own[None, :]
+    if depth > 1:
+        h = lax.scan(lambda h, k: (branch(h, k), None), h, jax.random.split(hidden, depth - 1))[0]
+    out = f(h)
+    return NetworkSample(h, sw**2 * out @ out.T / width + sb**2, sw * out @ readout + sb * last[None, :])
 
 
 def sample_network(
@@ -205,5 +211,6 @@ def sample_network(
         raise ValueError(f"width, depth and readouts must be at least 1, got {width}, {depth} and {readouts}")
     weights = Gaussian() if weights is None else weights
     options = {"width": width, "depth": depth, "phi": phi, "weights": weights, "residual": residual}
+    biased = is_traced(bias_var) or float(bias_var) > 0
     time = float(depth) if time is None else time
-    return _sample(x, key, weight_var, bias_var, time, readouts=readouts, **options)
+    return _sample(x, key, weight_var, bias_var, time, biased=biased, readouts=readouts, **options)
