@@ -256,7 +256,7 @@ def plot(result: Result) -> Any:
     figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.5), layout="constrained")
     loop, eigen, wedge, spectrum = axes.ravel()
     shown = (a["curve U"] >= a["U"][0]) & (a["curve U"] <= a["U"][-1])
-    loop.plot(a["curve U"][shown], a["curve Z"][shown], "-", color="0.7", lw=4, label="one curve through both folds")
+    loop.plot(a["curve U"][shown], a["curve Z"][shown], "-", color="0.7", lw=4, label="curve through the folds")
     for way, name, color in (("up", "metal, U rising", "C3"), ("down", "insulator, U falling", "C0")):
         loop.plot(a["U"], a[f"Z {way}"], color=color, lw=1.2, label=name)
         eigen.plot(a["U"], a[f"eigenvalue {way}"], color=color, lw=1.2, label=name)
@@ -264,7 +264,7 @@ def plot(result: Result) -> Any:
         loop.axvline(u, color="k", lw=0.6, ls=":")
         eigen.axvline(u, color="k", lw=0.6, ls=":")
     loop.set(xlabel="U / D", ylabel="Z", title="hysteresis", yscale="log")
-    loop.legend(fontsize=8, loc="lower left")
+    loop.legend(fontsize=7, loc="lower left")
     eigen.axhline(1, color="k", lw=0.6)
     eigen.set(xlabel="U / D", ylabel="largest eigenvalue", title="slope of the iteration")
     if "T" in a:
@@ -282,5 +282,6 @@ def plot(result: Result) -> Any:
         spectrum.plot(a["w"], real, color=f"C{i}", lw=1, label=name)
     spectrum.set(xlabel=r"$\omega$ / D", ylabel="A, shifted", title="lines: real axis; bands: Pade", xlim=(-3.5, 3.5))
     if names:
-        spectrum.legend(fontsize=8)
+        spectrum.set(ylim=(-0.05, 0.9 * len(names) + 0.6))
+        spectrum.legend(fontsize=8, loc="upper left")
     return figure
