@@ -174,13 +174,13 @@ def largest(x: Array) -> Array:
 def solve_linear(operator: Callable[[Array], Array], b: Array, linear_solver: Any = None) -> Array:
     """x with operator(x) = b for a linear map of flat vectors, by a lineax solver.
 
-    None: LU of the dense matrix up to `DENSE_LIMIT` unknowns, GMRES to a few times machine precision above.
+    None: LU of the dense matrix up to `DENSE_LIMIT` unknowns, GMRES to eps^(3/4) above.
     """
     if linear_solver is None and b.size <= DENSE_LIMIT:
         return jnp.linalg.solve(jax.jacfwd(operator)(b), b)
     if linear_solver is None:
-        tol = 10 * float(jnp.finfo(b.dtype).eps)
-        linear_solver = lineax.GMRES(rtol=tol, atol=tol, restart=50)
+        tol = float(jnp.finfo(b.dtype).eps) ** 0.75
+        linear_solver = lineax.GMRES(rtol=tol, atol=tol, restart=50, stagnation_iters=50)
     linear = lineax.FunctionLinearOperator(operator, jax.ShapeDtypeStruct(b.shape, b.dtype))
     return lineax.linear_solve(linear, b, linear_solver, throw=False).value
 

@@ -12,6 +12,15 @@ from physml.dmft.lotka_volterra import (
     LotkaVolterra as LotkaVolterra,
     critical_spread as critical_spread,
 )
+from physml.dmft.p_spin import (
+    Ageing as Ageing,
+    SphericalPSpin as SphericalPSpin,
+    TwoTime as TwoTime,
+    ageing as ageing,
+    dynamic_temperature as dynamic_temperature,
+    threshold_energy as threshold_energy,
+)
+from physml.dmft.random_network import RandomNetwork as RandomNetwork, Stationary as Stationary
 from physml.dmft.solve import (
     AbstractCausalModel as AbstractCausalModel,
     AbstractModel as AbstractModel,
@@ -21,3 +30,4 @@ from physml.dmft.solve import (
     Solution as Solution,
     solve as solve,
 )
+from physml.dmft.wide_network import Training as Training, WideNetwork as WideNetwork

@@ -96,6 +96,6 @@ class MonteCarlo(AbstractAverage):
 
 def _match(z: Array) -> Array:
     """Samples (n, k) recombined to mean 0 and covariance 1."""
-    z = z - jnp.mean(z, axis=0)
+    z = z - jnp.mean(z, axis=0, keepdims=True)
     root = jnp.linalg.cholesky(z.T @ z / len(z))
     return jax.scipy.linalg.solve_triangular(root, z.T, lower=True).T

@@ -47,7 +47,7 @@ class LotkaVolterra(AbstractModel):
     **Arguments.** `mu`: mean competition. `sigma` >= 0: spread. `gamma` in [-1, 1]: symmetry of the couplings. Sign: a
     positive entry $a_{ij}$ harms i.
 
-    **Solution.** `Abundances(m, q, phi, v, margin)`. Beyond $\sigma_c = \sqrt2/(1 + \gamma)$ the fixed point is unstable
+    **Solution.** `Abundances(m, q, phi, v, margin)`; the unknown is $\sigma\Delta$. Beyond $\sigma_c = \sqrt2/(1 + \gamma)$ the fixed point is unstable
     (many attractors or chaos): status `unphysical`; likewise where m diverges.
 
     **See** Bunin, Phys. Rev. E 95, 042414 (2017); Galla, EPL 123, 48004 (2018).
@@ -66,25 +66,25 @@ class LotkaVolterra(AbstractModel):
             raise ValueError(f"sigma must be at least 0, got {self.sigma}")
 
     def init(self):
-        # The species alone: no spread. q and v start where the survivors' fixed point has them for small sigma.
-        one = jnp.asarray(1.0)
-        m = 1 / (1 + jnp.maximum(jnp.asarray(self.mu, one.dtype), -0.5))
-        return {"m": m, "q": m**2, "v": one}
+        return jnp.ones(())
+
+    def _spread(self, order):
+        # sigma = 0 leaves a sharp law, delta infinite: a spread of 1e-8 is as sharp as float64 sees.
+        sigma = jnp.maximum(jnp.asarray(self.sigma, order.dtype), 1e-8)
+        return sigma, order / sigma
 
     def update(self, order, noise=None):
-        m, q, v = order["m"], order["q"], order["v"]
-        own = 1 - self.gamma * self.sigma**2 * v
-        width = self.sigma * jnp.sqrt(jnp.maximum(q, jnp.finfo(q.dtype).tiny))
-        # sigma = 0 leaves a sharp law: the ratio is bounded so that w stays finite.
-        delta = (1 - self.mu * m) / jnp.maximum(width, 1e-8)
-        w0, w1, w2 = truncated_moments(delta)
-        wide = jnp.maximum(width, 1e-8) / own
-        return {"m": wide * w1, "q": wide**2 * w2, "v": w0 / own}
+        sigma, delta = self._spread(order)
+        w0, _, w2 = truncated_moments(delta)
+        return order + jnp.sqrt(w2) / ((w2 + self.gamma * w0) * sigma) - 1
 
     def finish(self, order):
-        own = 1 - self.gamma * self.sigma**2 * order["v"]
-        phi = order["v"] * own
-        return Abundances(order["m"], order["q"], phi, order["v"], own**2 - phi * self.sigma**2)
+        sigma, delta = self._spread(order)
+        w0, w1, w2 = truncated_moments(delta)
+        own = sigma * jnp.sqrt(w2)
+        m = w1 / (delta * own + self.mu * w1)
+        root_q = m * own / (sigma * w1)
+        return Abundances(m, root_q**2, w0, w0 / own, own**2 - w0 * sigma**2)
 
     def verdict(self, order):
         good = (order.margin >= 0) & (order.m > 0) & (order.q >= 0) & (order.v >= 0)

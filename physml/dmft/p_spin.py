@@ -88,7 +88,8 @@ class SphericalPSpin(AbstractCausalModel):
     def row(self, order, k):
         C, R = order["C"], order["R"]
         index = jnp.arange(len(C), dtype=jnp.int32)
-        old, new = index <= k, index == k + 1
+        new = index == k + 1
+        old = (index <= k).astype(C.dtype)
         c, r = C[k] * old, R[k] * old
         to_c, to_r = self._rates(C, R, c, r, k, fresh=False)
         move = lambda x, dx: jnp.where(new, 1.0, (x + self.dt * dx) * old)
@@ -117,7 +118,7 @@ class SphericalPSpin(AbstractCausalModel):
             def compute(C, R):
                 C, R = C[:size, :size], R[:size, :size]
                 w, sigma, d = weights[:size], kernel[:size], noise[:size]
-                below = jnp.arange(size, dtype=jnp.int32) < k
+                below = (jnp.arange(size, dtype=jnp.int32) < k).astype(c.dtype)
                 s = w * sigma * (below if fresh else 1.0)
                 # A triangle stands for the symmetric C: both of its sides, the diagonal once.
                 drift = C @ s + s @ C - jnp.diagonal(C) * s

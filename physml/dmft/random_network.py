@@ -90,7 +90,7 @@ class RandomNetwork(AbstractModel):
             c = jnp.sum(w * values * now)
             return (now, (z * now - jnp.sqrt(k) * before) / jnp.sqrt(k + 1)), c
 
-        ks = jnp.arange(self.terms, dtype=c0.dtype)
+        ks = jnp.arange(self.terms).astype(c0.dtype)
         _, c = lax.scan(next_one, (jnp.zeros_like(z), jnp.ones_like(z)), ks)
         return ks, c**2, 1 - jnp.sum(c**2) / jnp.sum(w * values**2)
 
@@ -117,7 +117,7 @@ class RandomNetwork(AbstractModel):
             steep = jnp.abs(u) > 1e-4
             safe = jnp.where(steep, u, 1.0)
             far = -jnp.expm1((ks - 1) * log_rho(safe)) / jnp.tanh(safe) ** 2
-            total = jnp.sum(c2 / (ks + 1) * jnp.where(steep, far, (ks - 1) * (1.0 + 0.0 * u)) * (ks != 0))
+            total = jnp.sum(c2 / (ks + 1) * jnp.where(steep, far, ks - 1) * (ks != 0).astype(c0.dtype))
             return jnp.sqrt(g2 * total / (2 * c0))
 
         def step(u, _):
@@ -132,7 +132,7 @@ class RandomNetwork(AbstractModel):
         chaotic = self._gain() > 1
         C = jnp.where(chaotic, c0 * jnp.exp(log_ratio[::2]), 0.0)
         weights = ks * c2 / c0
-        slopes = jnp.sum(weights * jnp.exp(jnp.maximum(ks - 1, 0.0) * log_ratio[1::2, None]), 1)
+        slopes = jax.vmap(lambda x: jnp.sum(weights * jnp.exp(jnp.maximum(ks - 1, 0.0) * x)))(log_ratio[1::2])
         level = _lowest_even_level(1 - g2 * slopes, 2 * half)
         lyapunov = jnp.where(chaotic, jnp.sqrt(jnp.maximum(1 - level, 0.0)) - 1, self._gain() - 1)
         tau = 2 * half * jnp.arange(self.points, dtype=c0.dtype)

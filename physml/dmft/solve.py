@@ -143,10 +143,10 @@ class Causal(AbstractScheme):
 
 
 def solve(
-    model: AbstractModel,
+    model: Any,
     *,
-    scheme: AbstractScheme | None = None,
-    noise: AbstractAverage | None = None,
+    scheme: Any = None,
+    noise: Any = None,
     key: Key | None = None,
     start: Any = None,
 ) -> Solution:

@@ -29,7 +29,6 @@ from jaxtyping import Array
 
 from physml.core.fixed_point import Damped
 from physml.core.float64 import in_float64
-from physml.core.status import Code
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.average import MonteCarlo
 from physml.dmft.solve import AbstractModel, FixedPoint
@@ -133,7 +132,9 @@ class WideNetwork(AbstractModel):
         """Delta (k, n), zero on test points."""
         P = len(self.targets)
         y = jnp.zeros(f.shape[-1], f.dtype).at[:P].set(jnp.asarray(self.targets, f.dtype))
-        return jnp.where(jnp.arange(f.shape[-1]) < P, y - f, 0.0)
+        trained = (jnp.arange(f.shape[-1]) < P).astype(f.dtype)
+        each = lambda f: trained * (y - f)
+        return each(f) if f.ndim == 1 else jax.vmap(each)(f)
 
     def init(self):
         """Kernels that do not move and the outputs they learn: an error that never fell would make features explode."""
@@ -205,7 +206,7 @@ class WideNetwork(AbstractModel):
             return values, gradients, *(a.reshape(size, samples) for a in seen)
 
         (values, gradients, bends, slopes, z), tangents = jax.jvp(unit, (u, r), (v, w))
-        mean = lambda a, b: (a * weights.astype(a.dtype)) @ b.T
+        mean = lambda a, b: (a * weights.astype(a.dtype)[None, :]) @ b.T
         # Equal-time responses are known exactly; along random directions they would drown the memory in noise.
         bends = bends + slopes**2 * local[:, None]
         to_r = tangents[0] - slopes * v
@@ -310,7 +311,7 @@ class WideNetwork(AbstractModel):
         weights, seen = lax.scan(one, weights, length=self.steps)
         seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, observe(weights))
         f, values, gradients = seen  # (k, p), (k, depth, p, n) twice
-        f = f - f0
+        f = f - f0[None, :]
         kernel = lambda a: jnp.einsum("klan,slbn->lkasb", a, a) / n
         Phi, G = kernel(values), kernel(gradients)
         t = self.dt * jnp.arange(self.steps + 1, dtype=dtype)

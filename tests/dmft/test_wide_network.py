@@ -1,0 +1,98 @@
+"""Feature learning at infinite width: the exact linear case, two routes to the output, networks, gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from physml import dmft
+from physml.core import Failure
+from physml.dmft import MonteCarlo, WideNetwork
+
+RNG = np.random.default_rng(1)
+X = RNG.normal(size=(4, 10))
+KERNEL = jnp.asarray(X @ X.T / 10, jnp.float32)
+TARGETS = jnp.asarray([1.0, -1.0, 0.5], jnp.float32)
+
+
+def test_two_layer_linear_network_has_a_closed_equation():
+    gamma, dt = 2.0, 0.05
+    model = WideNetwork(jnp.ones((1, 1)), jnp.ones(1), 1, gamma, None, 2.0, dt)
+    solution = dmft.solve(model, key=jax.random.key(0), noise=MonteCarlo(1000)).check()
+    # d Delta / dt = -2 sqrt(1 + gamma^2 (y - Delta)^2) Delta, by small steps.
+    delta, exact = 1.0, [1.0]
+    for i in range(1, 4001):
+        delta += -2 * np.sqrt(1 + gamma**2 * (1 - delta) ** 2) * delta * 0.0005
+        if i % 100 == 0:
+            exact.append(delta)
+    assert np.max(np.abs(1 - np.asarray(solution.order.f[:, 0]) - exact)) < 0.01
+    assert np.max(np.abs(np.asarray(solution.order.output - solution.order.f))) < 0.03
+    assert solution.error.f.shape == solution.order.f.shape
+
+
+def test_two_hidden_layers_follow_networks():
+    model = WideNetwork(KERNEL, TARGETS, 2, 2.0, jnp.tanh, 2.0, 0.1)
+    theory = dmft.solve(model, key=jax.random.key(0), noise=MonteCarlo(4000)).check().order
+    train = jax.jit(lambda key: model.finite_n(1000, key=key))
+    nets = [train(jax.random.key(i)) for i in range(6)]
+    f = np.stack([net.f for net in nets])
+    error = f.std(0, ddof=1) / np.sqrt(6)
+    assert np.all(np.abs(f.mean(0) - theory.f) < 4 * error + 0.03)
+    apart = lambda a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+    assert apart(theory.Phi, sum(net.Phi for net in nets) / 6) < 0.06
+    assert apart(theory.G, sum(net.G for net in nets) / 6) < 0.10
+
+
+@pytest.mark.parametrize("response", ["A", "B"])
+def test_every_response_is_needed(monkeypatch, response):
+    model = WideNetwork(jnp.ones((1, 1)), jnp.ones(1), 2, 3.0, jnp.tanh, 2.0, 0.1)
+    solve = lambda: dmft.solve(model, key=jax.random.key(0), noise=MonteCarlo(20_000)).check().order
+    gap = lambda order: float(jnp.max(jnp.abs(order.output - order.f)))
+    right = gap(solve())
+    whole = WideNetwork._site
+    cut = lambda self, *args: (lambda found: found | {response: jnp.zeros_like(found[response])})(whole(self, *args))
+    monkeypatch.setattr(WideNetwork, "_site", cut)
+    wrong = gap(solve())
+    assert right < 0.02 and wrong > 3 * right
+
+
+def test_lazy_limit_is_the_tangent_kernel():
+    model = WideNetwork(KERNEL, TARGETS, 1, 1e-3, jnp.tanh, 2.0, 0.05)
+    order = dmft.solve(model, key=jax.random.key(0)).check().order
+    ntk = np.asarray(order.ntk[0], np.float64)
+    values, vectors = np.linalg.eigh(ntk[:3, :3])
+    learned = vectors @ (-np.expm1(-values * 2.0) * (vectors.T @ np.asarray(TARGETS)))
+    assert np.allclose(order.f[-1, :3], learned, atol=0.01)
+
+
+def test_gradient_with_frozen_noise():
+    with jax.enable_x64(True):
+        kernel, y = jnp.asarray([[1.0, 0.3], [0.3, 0.8]]), jnp.asarray([1.0])
+
+        @jax.jit
+        def read(gamma, shift):
+            model = WideNetwork(kernel + shift, y, 2, gamma, jnp.tanh, 0.3, 0.1)
+            scheme = dmft.FixedPoint(tol=1e-11, max_steps=100)
+            order = dmft.solve(model, key=jax.random.key(0), noise=MonteCarlo(60), scheme=scheme).order
+            return order.f[-1, 1] + order.loss[-1]
+
+        slopes = jax.jit(jax.grad(read, (0, 1)))(1.0, 0.0)
+        h = 1e-4
+        assert abs(slopes[0] - (read(1 + h, 0.0) - read(1 - h, 0.0)) / (2 * h)) < 1e-6
+        assert abs(slopes[1] - (read(1.0, h) - read(1.0, -h)) / (2 * h)) < 1e-5
+
+
+def test_errors_and_statuses():
+    good = dict(kernel=KERNEL, targets=TARGETS)
+    for wrong in (
+        dict(kernel=KERNEL[:2]),
+        dict(kernel=-KERNEL),
+        dict(targets=jnp.ones(5)),
+        dict(depth=0),
+        dict(gamma=0.0),
+        dict(dt=0.3),
+    ):
+        with pytest.raises(ValueError):
+            WideNetwork(**(good | wrong))
+    with pytest.raises(Failure):
+        dmft.solve(WideNetwork(100 * KERNEL, TARGETS, t_max=2.0, dt=0.5), key=jax.random.key(0)).check()
