@@ -59,21 +59,27 @@ def predict(w: Array, x: Array, alpha: Scalar, eps: Scalar) -> Array:
     return jnp.asarray(alpha * jnp.mean(Quadratic(eps)(x @ w.T), -1))
 
 
-def test_loss(w: Float[Array, "N D"], beta: Float[Array, " D"], alpha: Scalar, eps: Scalar) -> Float[Array, ""]:
+def test_loss(
+    w: Float[Array, "N D"], beta: Float[Array, " D"], alpha: Scalar, eps: Scalar, start: Array | None = None
+) -> Float[Array, ""]:
     r"""$\langle(f - y)^2\rangle$ over all x, exactly.
 
     $$L = \alpha^2|\bar w|^2 + \tfrac12|A|_F^2 + \tfrac14(\operatorname{Tr}A)^2,\quad
       A = \alpha\epsilon M - \beta_*\beta_*^\top,\ \bar w = \tfrac1N\sum_i w_i,\ M = \tfrac1N\sum_i w_iw_i^\top$$
 
     since $f - y = \alpha\,\bar w\cdot x + \tfrac12x^\top Ax$, and odd and even parts do not meet. The full mean
-    square: no factor 1/2. **Cost.** N D min(N, D).
+    square: no factor 1/2. `start`: weights whose output is taken off, $f(w) - f(w_0)$: $\bar w$ and M are then
+    differences. **Cost.** N D min(N, D).
     """
     n, dim = w.shape
-    if n < dim:
+    if n < dim and start is None:
         gram = w @ w.T
         return overlap_loss(gram, w @ beta, alpha, eps, norm=beta @ beta)
-    A = alpha * eps * (w.T @ w) / n - beta[:, None] * beta[None, :]
-    return jnp.asarray(alpha**2 * jnp.sum(jnp.mean(w, 0) ** 2) + 0.5 * jnp.sum(A**2) + 0.25 * jnp.trace(A) ** 2)
+    mean, second = jnp.mean(w, 0), w.T @ w / n
+    if start is not None:
+        mean, second = mean - jnp.mean(start, 0), second - start.T @ start / n
+    A = alpha * eps * second - beta[:, None] * beta[None, :]
+    return jnp.asarray(alpha**2 * jnp.sum(mean**2) + 0.5 * jnp.sum(A**2) + 0.25 * jnp.trace(A) ** 2)
 
 
 test_loss.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever collects names
@@ -131,6 +137,7 @@ def train(
     steps: int,
     step_size: float = 0.4,
     save_every: int = 1,
+    centred: bool = False,
 ) -> Training:
     r"""Full-batch gradient descent on $\frac1{2P}\sum_\mu(f - y)^2$ with step $\eta N/\alpha^2$.
 
@@ -139,10 +146,12 @@ def train(
 
     so that f moves at a speed that does not depend on $\alpha$ or N. Batches of problems, alphas or eps: `jax.vmap`.
 
-    **Arguments.** `steps`, `save_every`: static; save_every must divide steps. `step_size`: $\eta$; stable below
-    about $2/(1 + \sqrt{D/P})^2$, less where features grow. **Cost.** 4 N D P flops a step; a saved time P^2 (N + D)
-    more. **See** Kumar, Bordelon, Gershman and Pehlevan, Grokking as the transition from lazy to rich training
-    dynamics (2024).
+    **Arguments.** `centred`: the network is $f(w) - f(w_0)$, which starts at zero, so that large $\alpha$ is lazy;
+    otherwise a first output of order $\alpha$ must be unlearned and moves the weights by O(1). `steps`, `save_every`:
+    static; save_every must divide steps. `step_size`: $\eta$; stable below about $2/(1 + \sqrt{D/P})^2$, less where
+    features grow. **Cost.** 4 N D P flops a step; a saved time P^2 (N + D) more.
+    **See** Kumar, Bordelon, Gershman and Pehlevan, Grokking as the transition from lazy to rich training dynamics
+    (2024).
     """
     if steps < 1 or save_every < 1 or steps % save_every:
         raise ValueError(f"save_every must divide steps, got {save_every} and {steps}: choose steps = k save_every")
@@ -151,14 +160,16 @@ def train(
     x, beta = problem.x, problem.beta
     y = teacher(x @ beta)
     count = len(x)
+    start = problem.w if centred else None
+    goal = y + predict(problem.w, x, alpha, eps) if centred else y
 
     def measure(w):
-        train = jnp.mean((predict(w, x, alpha, eps) - y) ** 2)
-        return train, test_loss(w, beta, alpha, eps), kernel_alignment(w, x, y, eps), weight_alignment(w, beta)
+        train = jnp.mean((predict(w, x, alpha, eps) - goal) ** 2)
+        return train, test_loss(w, beta, alpha, eps, start), kernel_alignment(w, x, y, eps), weight_alignment(w, beta)
 
     def step(w, _):
         h = x @ w.T
-        error = alpha * jnp.mean(Quadratic(eps)(h), -1) - y
+        error = alpha * jnp.mean(Quadratic(eps)(h), -1) - goal
         force = (error[:, None] * (1 + eps * h)).T @ x
         return w - step_size / (alpha * count) * force, None
 

@@ -20,6 +20,17 @@ def test_test_loss_is_the_gaussian_average(x64, width):
     np.testing.assert_allclose(pr.overlap_loss(w @ w.T, w @ beta, 1.7, 0.4, beta @ beta), exact, rtol=1e-12)
 
 
+def test_the_loss_of_a_centred_network(x64):
+    w, start = jax.random.normal(jax.random.key(1), (2, 5, 3))
+    beta = jnp.asarray([0.6, -0.3, 0.8])
+    output = lambda x: (pr.predict(w, x, 1.7, 0.4) - pr.predict(start, x, 1.7, 0.4))[0]
+    square = lambda *x: (output(jnp.stack(x)[None]) - pr.teacher(jnp.stack(x) @ beta)) ** 2
+    exact = gaussian_average(square, 6, dims=3)
+    np.testing.assert_allclose(pr.test_loss(w, beta, 1.7, 0.4, start), exact, rtol=1e-12)
+    out = pr.train(pr.Problem(start, beta, jnp.eye(3)), 1.7, 0.4, steps=1, centred=True)
+    np.testing.assert_allclose(out.train[0], jnp.mean(pr.teacher(beta) ** 2), rtol=1e-12)
+
+
 def test_the_zero_predictor(x64):
     np.testing.assert_allclose(gaussian_average(lambda h: pr.teacher(h) ** 2, 4), pr.ZERO_PREDICTOR, rtol=1e-12)
 
