@@ -212,9 +212,9 @@ def _maps(config, key, bar):
         }
     delay = _delay(arrays["samples fit"], arrays["samples late"], c.map_time)
     turned = np.mean(arrays["samples turned"], (0, 2))
-    low, high = c.map_alphas[0], c.map_alphas[-1]
+    low, high, middle = c.map_alphas[0], c.map_alphas[-1], len(c.map_samples) // 2
     claims = [
-        at_least(f"log10 delay, alpha={high:g} beyond {low:g}, most samples", delay[-1, -1] - delay[-1, 0], c.map_gain, "laziness delays"),
+        at_least(f"log10 delay, alpha={high:g} beyond {low:g}, P={c.map_samples[middle]}", delay[middle, -1] - delay[middle, 0], c.map_gain, "laziness delays"),
         at_least(f"log10 delay, P={c.map_samples[0]} beyond {c.map_samples[-1]}, alpha={low:g}", delay[0, 0] - delay[-1, 0], c.map_gain, "data shorten the delay"),
         at_least(f"weights' last alignment, alpha={low:g} over {high:g}", turned[0] / turned[-1], 1.5, "rich runs learn features"),
         at_most(f"alpha={high:g}, P={c.map_samples[0]}: share of runs that generalise", np.mean(np.isfinite(arrays["samples late"][0, -1])), 0.0, "lazy runs do not"),
