@@ -131,7 +131,7 @@ class SphericalPSpin(AbstractCausalModel):
             return compute
 
         # Rows beyond k are empty: products with the smallest of a few corners that holds what is filled.
-        sizes = sorted({-(-n * j // 8) for j in range(1, 9)})
+        sizes = sorted({-(-n * j // 4) for j in range(1, 5)})
         stage = jnp.sum(k >= jnp.asarray(sizes, jnp.int32)).clip(0, len(sizes) - 1)
         drift, response = lax.switch(stage, [integrals(size) for size in sizes], C, R)
         if fresh:

@@ -136,7 +136,7 @@ class Causal(AbstractScheme):
         bad = [~jnp.isfinite(leaf).reshape(steps + 1, -1).all(1) for leaf in jax.tree.leaves(filled)]
         bad = jnp.stack(bad).any(0)
         order = model.finish(filled)
-        first = jnp.where(bad.any(), jnp.argmax(bad), steps)
+        first = jnp.where(bad.any(), lax.argmax(bad.astype(jnp.int32), 0, jnp.int32), steps)
         code = jnp.where(bad.any(), jnp.asarray(Code.diverged, jnp.int32), model.verdict(order))
         residual = jnp.where(bad.any(), jnp.inf, 0.0).astype(jnp.result_type(jax.tree.leaves(start)[0]))
         return Solution(order, residual, status(code, first), unknowns=filled)
