@@ -1,12 +1,46 @@
 """Dynamical mean-field theory: self-consistent order parameters, and the finite systems they describe."""
 
+from physml.dmft import polynomial_regression as polynomial_regression, weight_ensembles as weight_ensembles
 from physml.dmft.average import (
     AbstractAverage as AbstractAverage,
     MonteCarlo as MonteCarlo,
     Quadrature as Quadrature,
     Sample as Sample,
 )
+from physml.dmft.branches import (
+    Curve as Curve,
+    Fold as Fold,
+    cusp as cusp,
+    curve as curve,
+    fold as fold,
+    folds as folds,
+    leading_eigenvalue as leading_eigenvalue,
+)
 from physml.dmft.causal import fill as fill
+from physml.dmft.descent import Descent as Descent
+from physml.dmft.edge_of_chaos import (
+    EdgeOfChaos as EdgeOfChaos,
+    Phase as Phase,
+    correlation_depth as correlation_depth,
+    edge_of_chaos as edge_of_chaos,
+)
+from physml.dmft.finite_width import (
+    FiniteWidth as FiniteWidth,
+    NetworkSample as NetworkSample,
+    edgeworth_density as edgeworth_density,
+    excess_kurtosis as excess_kurtosis,
+    quartic as quartic,
+    sample_network as sample_network,
+)
+from physml.dmft.high_dimensional import NarrowNetwork as NarrowNetwork
+from physml.dmft.hubbard import BetheHubbard as BetheHubbard, Green as Green
+from physml.dmft.hubbard_real import RealBetheHubbard as RealBetheHubbard, Spectrum as Spectrum
+from physml.dmft.infinite_width import (
+    nngp as nngp,
+    ntk as ntk,
+    residual_nngp as residual_nngp,
+    residual_ntk as residual_ntk,
+)
 from physml.dmft.lotka_volterra import (
     Abundances as Abundances,
     LotkaVolterra as LotkaVolterra,
@@ -21,6 +55,7 @@ from physml.dmft.p_spin import (
     threshold_energy as threshold_energy,
 )
 from physml.dmft.random_network import RandomNetwork as RandomNetwork, Stationary as Stationary
+from physml.dmft.residual_dynamics import LinearResidual as LinearResidual, ResidualKernels as ResidualKernels
 from physml.dmft.solve import (
     AbstractCausalModel as AbstractCausalModel,
     AbstractModel as AbstractModel,
@@ -30,4 +65,5 @@ from physml.dmft.solve import (
     Solution as Solution,
     solve as solve,
 )
+from physml.dmft.spectra import SpectralBand as SpectralBand, discrepancy as discrepancy, pade as pade
 from physml.dmft.wide_network import Training as Training, WideNetwork as WideNetwork

@@ -11,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
@@ -26,7 +27,7 @@ def fill(row: Callable[[Any, PyTree, Array], PyTree], args: Any, order: PyTree, 
     """
     dynamic, static = eqx.partition(args, eqx.is_inexact_array)
     one = lambda dynamic, order, k: row(eqx.combine(dynamic, static), order, k)
-    ks = jnp.arange(steps, dtype=jnp.int32)
+    ks = np.arange(steps, dtype=np.int32)
 
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
@@ -36,7 +37,8 @@ def fill(row: Callable[[Any, PyTree, Array], PyTree], args: Any, order: PyTree, 
         return lax.scan(write, order, ks)[0]
 
     def forward(dynamic, order):
-        out = run(dynamic, order)
+        with jax.enable_x64(x64):
+            out = run(dynamic, order)
         return out, (dynamic, out)
 
     def backward(saved, cotangent):

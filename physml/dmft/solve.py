@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from physml.core.fixed_point import AbstractIteration, Damped, History, fixed_point
 from physml.core.float64 import in_float64
 from physml.core.status import Code, Status, status
-from physml.core.types import Key, Scalar
+from physml.core.types import Key, Scalar, widest
 from physml.dmft.average import AbstractAverage, MonteCarlo, Sample
 from physml.dmft.causal import fill
 
@@ -178,9 +178,7 @@ def solve(
 
 def _solve(model, scheme, average, key, start):
     start = model.init() if start is None else start
-    dtype = jnp.result_type(
-        *[leaf for leaf in jax.tree.leaves(start) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]
-    )
+    dtype = jnp.finfo(widest(*[jnp.result_type(leaf) for leaf in jax.tree.leaves(start)])).dtype
     sample = None if average is None else average.draw(model.noise_shape(), key, dtype)
     out = scheme.run(model, start, sample)
     if not isinstance(average, MonteCarlo) or sample is None:

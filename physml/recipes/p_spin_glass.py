@@ -72,7 +72,7 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
         bar.update()
         _systems(config, key, claims, metrics, arrays)
         bar.update()
-    return Result(tuple(claims), metrics, arrays)
+    return Result(tuple(claims), {name: float(value) for name, value in metrics.items()}, arrays)
 
 
 def _quench(config, claims, metrics, arrays):

@@ -75,7 +75,7 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
         bar.update()
         _design(config, claims, metrics, arrays)
         bar.update()
-    return Result(tuple(claims), metrics, arrays)
+    return Result(tuple(claims), {name: float(value) for name, value in metrics.items()}, arrays)
 
 
 def _networks(config, key, claims, metrics, arrays):
