@@ -1,7 +1,8 @@
 r"""Paths of one site in a Gaussian field with memory, and what they correlate and respond to.
 
-$$\dot y = f(y) + u(t) + h(t) + \int_0^t\! K(t,s)\, x(s)\,ds + \sqrt{2T}\,\xi, \qquad x = x(y), \qquad
-  C(t,s) = \langle x(t) x(s)\rangle, \quad R(t,s) = \Bigl\langle\frac{\delta x(t)}{\delta h(s)}\Bigr\rangle$$
+$$\dot y = f(y) + c\,m(t) + u(t) + h(t) + \int_0^t\! K(t,s)\, x(s)\,ds + \sqrt{2T}\,\xi, \quad x = x(y),$$
+$$m(t) = \langle x(t)\rangle, \quad C(t,s) = \langle x(t) x(s)\rangle, \quad
+  R(t,s) = \Bigl\langle\frac{\delta x(t)}{\delta h(s)}\Bigr\rangle$$
 
 Heun's rule with trapezoidal integrals of the memory: second order in dt, weakly so where there is noise $\xi$.
 """
@@ -17,8 +18,10 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from physml.core.status import Code
+from physml.core.types import Scalar
 from physml.dmft.wide_network import root
 
+ROUNDING = 8.0  # times the size and the spacing of the dtype
 FUTURE = 1e-6  # of the largest response: a response to the future beyond this is none of rounding
 
 
@@ -57,12 +60,13 @@ def site_paths(
     weights: Array,
     dt: float,
     kicks: Array | None = None,
+    common: Scalar = 0.0,
 ) -> Paths:
     r"""Integrate a site for every sample and average.
 
     **Arguments.** `drift`, `observe`: f(y) and x(y), elementwise. `start` (samples,): y(0). `field` (k, samples): u.
     `memory` (k, k): K. `directions` (k, samples): random signs. `weights` (samples,). `kicks` (k - 1, samples):
-    increments of the white noise.
+    increments of the white noise. `common`: c. A response to h is taken at fixed m.
 
     What a field does without the memory's help is averaged sample by sample; only what comes back through the memory is
     estimated along one random direction per sample. Its errors, $|K| / \sqrt{\text{samples}\,dt}$ in every entry,
@@ -71,7 +75,7 @@ def site_paths(
     size, samples = field.shape
     weight = trapezoid(size - 1, dt, field.dtype)
     kernel = weight * memory
-    own = jnp.diag(kernel)
+    own, c = jnp.diag(kernel), jnp.asarray(common, field.dtype)
     earlier = jnp.tril(kernel, -1)
     kicks = jnp.zeros((size - 1, samples), field.dtype) if kicks is None else kicks
     derivative = lambda f, y: jax.jvp(f, (y,), (jnp.ones_like(y),))
@@ -82,8 +86,10 @@ def site_paths(
         k, past, g, g_later, u, v_now, v, kick = row
         later, along_later = u + past @ xs, v + past @ moved
         now, bend = force(y, g)
+        now = now + c * (observe(y) @ weights)
         guess = y + dt * (now + b) + kick
         there, bend_there = force(guess, g_later)
+        there = there + c * (observe(guess) @ weights)
         new = y + 0.5 * dt * (now + b + there + later) + kick
         # dy_{k+1} by y_k and by the fields of both ends of the step.
         by_y = 1 + 0.5 * dt * (bend + bend_there * (1 + dt * bend))
@@ -110,7 +116,11 @@ def site_paths(
     response = jnp.tril((bare + through) / jnp.where(weight[1:] > 0, weight[1:], 1.0))
     response = jnp.tril(jnp.concatenate([jnp.zeros((1, size), field.dtype), response]), -1)
     response = response + jnp.diag(jnp.concatenate([first[None], instant]))
-    return Paths(xs, xs @ weights, (xs * weights[None, :]) @ xs.T, response)
+    # Means apart: paths that all do the same would lose positivity to rounding.
+    m = xs @ weights
+    rest = xs - m[:, None]
+    C = (rest * weights[None, :]) @ rest.T + m[:, None] * m[None, :]
+    return Paths(xs, m, C, response)
 
 
 def respond(path: Callable[[Array], Array], signs: Array, dt: float) -> tuple[Array, Array]:
@@ -124,10 +134,22 @@ def respond(path: Callable[[Array], Array], signs: Array, dt: float) -> tuple[Ar
     return x, jnp.tril(moved @ signs.T / (n * jnp.where(weight > 0, weight, 1.0)), -1)
 
 
+def field_root(C: Array) -> Array:
+    """`root` of the correlations times the standard deviations, which may differ by orders of magnitude.
+
+    A diagonal of what sums over samples lose to rounding is added: late times may be almost copies of each other.
+    """
+    variance = jnp.diagonal(C)
+    still = variance == 0
+    ridge = ROUNDING * len(C) * jnp.finfo(C.dtype).eps * jnp.eye(len(C), dtype=C.dtype)
+    scale = jnp.sqrt(jnp.where(still, 1.0, variance))
+    return jnp.where(still, 0.0, scale)[:, None] * root(C / (scale[:, None] * scale[None, :]) + ridge)
+
+
 def proper(C: Array, R: Array) -> Array:
     """A `Code`: ok, `not_positive` if C has no square root, `acausal` if R responds to the future."""
     future = jnp.max(jnp.abs(jnp.triu(R, 1)))
-    bad = ~jnp.isfinite(root(C)).all() & jnp.isfinite(C).all()
+    bad = ~jnp.isfinite(field_root(C)).all() & jnp.isfinite(C).all()
     causal = ~(future > FUTURE * jnp.max(jnp.abs(R)))
     return jnp.where(causal, jnp.where(bad, Code.not_positive, Code.ok), Code.acausal).astype(jnp.int32)
 

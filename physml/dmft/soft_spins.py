@@ -22,9 +22,8 @@ from physml.core.fixed_point import Damped
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.average import MonteCarlo
 from physml.dmft.p_spin import TwoTime
-from physml.dmft.site_paths import grid_steps, proper, respond, site_paths, trapezoid, unless_improper
+from physml.dmft.site_paths import field_root, grid_steps, proper, respond, site_paths, trapezoid, unless_improper
 from physml.dmft.solve import AbstractModel, FixedPoint
-from physml.dmft.wide_network import root
 
 
 class Quartic(eqx.Module):
@@ -100,7 +99,7 @@ class SoftSpinSK(AbstractModel):
             self._force,
             lambda x: x,
             spread * normals[1, 0],
-            J * (root(order["C"]) @ normals[0]),
+            J * (field_root(order["C"]) @ normals[0]),
             J**2 * order["R"],
             jnp.sign(normals[2]),
             weights,
