@@ -10,8 +10,8 @@ from physml.dmft.average import (
 from physml.dmft.branches import (
     Curve as Curve,
     Fold as Fold,
-    cusp as cusp,
     curve as curve,
+    cusp as cusp,
     fold as fold,
     folds as folds,
     leading_eigenvalue as leading_eigenvalue,

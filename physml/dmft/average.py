@@ -62,9 +62,9 @@ class MonteCarlo(AbstractAverage):
     """`samples` draws, frozen while the equations are solved, so that the map iterated is deterministic.
 
     `batches`: groups of samples whose scatter gives the error bars of the solution. `matched`: where there are at least
-    twice as many samples as numbers along the last axis of the noise, the samples are recombined so that their means are 0
-    and their covariance along that axis is 1 exactly, which removes the sampling error of everything quadratic. A key is
-    needed.
+    twice as many samples as numbers along the last axis of the noise, the samples are recombined so that their means
+    are 0 and their covariance along that axis is 1 exactly, which removes the sampling error of everything quadratic.
+    A key is needed.
     """
 
     samples: int = eqx.field(static=True, default=1000)

@@ -1,8 +1,8 @@
 r"""Causal time-stepping: row k + 1 of the order parameters from the rows up to k.
 
-The equations of a memory kernel are solved by filling arrays of fixed length once, row by row. Since no row is ever written
-twice, the derivative needs no record of the filling: the rows are revisited from the last to the first, each on the
-finished arrays, so a gradient costs the memory of the arrays themselves instead of a copy for every step.
+The equations of a memory kernel are solved by filling arrays of fixed length once, row by row. Since no row is ever
+written twice, the derivative needs no record of the filling: the rows are revisited from the last to the first, each
+on the finished arrays, so a gradient costs the memory of the arrays themselves instead of a copy for every step.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ def fill(row: Callable[[Any, PyTree, Array], PyTree], args: Any, order: PyTree, 
     which later rows count as zero times whatever they hold (mask, do not slice). `args`: a pytree; its arrays
     are differentiated. `order`: arrays with a leading axis of at least steps + 1, whose row 0 is the start.
 
-    **Cost.** `steps` calls; the gradient (reverse mode) twice to three times that, and one more copy of `order`.
+    **Cost.** `steps` calls; the gradient (reverse mode) some ten times that, since every row has a cotangent as
+    large as `order`, and two more copies of `order`.
     """
     dynamic, static = eqx.partition(args, eqx.is_inexact_array)
     one = lambda dynamic, order, k: row(eqx.combine(dynamic, static), order, k)

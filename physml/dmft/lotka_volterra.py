@@ -47,8 +47,9 @@ class LotkaVolterra(AbstractModel):
     **Arguments.** `mu`: mean competition. `sigma` >= 0: spread. `gamma` in [-1, 1]: symmetry of the couplings. Sign: a
     positive entry $a_{ij}$ harms i.
 
-    **Solution.** `Abundances(m, q, phi, v, margin)`; the unknown is $\sigma\Delta$. Beyond $\sigma_c = \sqrt2/(1 + \gamma)$ the fixed point is unstable
-    (many attractors or chaos): status `unphysical`; likewise where m diverges.
+    **Solution.** `Abundances(m, q, phi, v, margin)`; the unknown is $\sigma\Delta$. Beyond
+    $\sigma_c = \sqrt2/(1 + \gamma)$ the fixed point is unstable (many attractors or chaos): status `unphysical`;
+    likewise where m diverges.
 
     **See** Bunin, Phys. Rev. E 95, 042414 (2017); Galla, EPL 123, 48004 (2018).
     """
@@ -91,8 +92,8 @@ class LotkaVolterra(AbstractModel):
         return jnp.where(good, Code.ok, Code.unphysical).astype(jnp.int32)
 
     def finite_n(self, n: int, *, key: Key, t_max: float = 200.0, dt: float = 0.05) -> Abundances:
-        """n species from random abundances, in logarithms so that none turns negative; `v` is not measured but follows from
-        the survivors' linear response."""
+        """n species from random abundances, in logarithms so that none turns negative; `v` is not measured but follows
+        from the survivors' linear response."""
         first, second, start = jax.random.split(key, 3)
         a, b = jax.random.normal(first, (n, n)), jax.random.normal(second, (n, n))
         # z_ij = c a_ij + s a_ji has <z_ij z_ji> = 2 c s = gamma with c^2 + s^2 = 1.

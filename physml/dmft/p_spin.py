@@ -50,7 +50,8 @@ class SphericalPSpin(AbstractCausalModel):
     `dynamic_temperature(p)`, since lower ones need replicas; equal to `temperature` it gives equilibrium dynamics.
 
     **Solution.** `TwoTime(t, C, R, energy)`, second order in dt (predictor and corrector, trapezoidal integrals).
-    **Cost.** n = t_max/dt steps of eight products with the filled corner of (n, n) matrices; memory 2 n^2 numbers in float64.
+    **Cost.** n = t_max/dt steps of eight products with the filled corner of (n, n) matrices; memory 2 n^2 numbers in
+    float64.
     **See** Cugliandolo and Kurchan, Phys. Rev. Lett. 71, 173 (1993).
     """
 

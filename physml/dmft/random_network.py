@@ -3,8 +3,9 @@ r"""Random recurrent networks: the stationary chaos of Sompolinsky, Crisanti and
 $$\dot x_i = -x_i + g\sum_j J_{ij}\phi(x_j), \qquad J_{ij} \sim N(0, 1/N)$$
 
 One unit sees Gaussian noise whose correlation it must reproduce: $C''(\tau) = C - g^2\langle\phi(x)\phi(y)\rangle$ for
-Gaussian x, y of variance C(0) and covariance C. With Hermite coefficients $c_k = \langle\phi(\sqrt{C(0)}\,z)\,h_k(z)\rangle$
-and $\rho = C/C(0)$ the average is $\sum_k c_k^2\rho^k$: the force of a ball that rolls from rest at C(0) to rest at 0, so
+Gaussian x, y of variance C(0) and covariance C. With Hermite coefficients
+$c_k = \langle\phi(\sqrt{C(0)}\,z)\,h_k(z)\rangle$ and $\rho = C/C(0)$ the average is $\sum_k c_k^2\rho^k$: the force
+of a ball that rolls from rest at C(0) to rest at 0, so
 
 $$C(0) = 2g^2\sum_k \frac{c_k^2}{k + 1}, \qquad
   C'^2 = 2g^2 C(0)\rho^2\sum_k \frac{c_k^2}{k+1}\bigl(1 - \rho^{k-1}\bigr).$$
@@ -49,8 +50,8 @@ class RandomNetwork(AbstractModel):
     **Arguments.** `g` > 0: coupling. `phi`: odd activation, applied elementwise. `tau_max`, `points`: lags reported.
     `terms`: of the Hermite series, which converges like $e^{-c\sqrt k}$ for an activation analytic near the real line.
 
-    **Solution.** `Stationary(C0, tau, C, lyapunov)`; the unknown is log C(0). For $g\phi'(0) \le 1$ the state is silent:
-    C = 0 and $\lambda = g\phi'(0) - 1$. Status `unphysical` where the series has not converged (more `terms`).
+    **Solution.** `Stationary(C0, tau, C, lyapunov)`; the unknown is log C(0). For $g\phi'(0) \le 1$ the state is
+    silent: C = 0 and $\lambda = g\phi'(0) - 1$. Status `unphysical` where the series has not converged (more `terms`).
 
     **Cost.** `terms` numbers for every lag, and one eigenvalue problem of size `points`.
     **See** Sompolinsky, Crisanti and Sommers, Phys. Rev. Lett. 61, 259 (1988).

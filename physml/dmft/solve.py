@@ -1,7 +1,7 @@
 r"""One interface for dynamical mean-field theory: a model, a scheme, an average over noise, a solution.
 
-A model is a map of its order parameters onto themselves: the site averages of one representative degree of freedom in the field
-that the order parameters describe. At the solution the map returns what it was given.
+A model is a map of its order parameters onto themselves: the site averages of one representative degree of freedom in
+the field that the order parameters describe. At the solution the map returns what it was given.
 """
 
 import abc
@@ -33,8 +33,8 @@ class Solution(eqx.Module):
     """`order` satisfies the model's equations up to `residual`.
 
     `status`: how it ended, with the iteration or time step. `error`: standard errors of the site averages, shaped like
-    `order`, for Monte Carlo only (they leave out how the equations amplify them). `history`: the iterates, where the scheme
-    was asked to keep them. `unknowns`: what was solved for, to start a neighbouring problem from.
+    `order`, for Monte Carlo only (they leave out how the equations amplify them). `history`: the iterates, where the
+    scheme was asked to keep them. `unknowns`: what was solved for, to start a neighbouring problem from.
     """
 
     order: Any
@@ -53,8 +53,8 @@ class Solution(eqx.Module):
 class AbstractModel(eqx.Module):
     """Order parameters and the equations they satisfy.
 
-    A model's `scheme` and `average` are its defaults; with `precise` its equations are solved in float64 and the result comes
-    back in the caller's dtype.
+    A model's `scheme` and `average` are its defaults; with `precise` its equations are solved in float64 and the
+    result comes back in the caller's dtype.
     """
 
     scheme: ClassVar[AbstractScheme | None] = None
@@ -152,16 +152,16 @@ def solve(
 ) -> Solution:
     r"""Solve a model's self-consistent equations.
 
-    **Arguments.** `model`: its arrays may be differentiated. `scheme`: `FixedPoint(method, ...)` for all order parameters at
-    once, `Causal()` for models with a row for every time; the model's own choice if None. `noise`: `Quadrature(nodes)` or
-    `MonteCarlo(samples)` for models that average over a site. `key`: for Monte Carlo. `start`: unknowns to start from
-    instead of `model.init()`, as when a branch is followed.
+    **Arguments.** `model`: its arrays may be differentiated. `scheme`: `FixedPoint(method, ...)` for all order
+    parameters at once, `Causal()` for models with a row for every time; the model's own choice if None. `noise`:
+    `Quadrature(nodes)` or `MonteCarlo(samples)` for models that average over a site. `key`: for Monte Carlo. `start`:
+    unknowns to start from instead of `model.init()`, as when a branch is followed.
 
-    **Returns** `Solution(order, residual, status, history, error)`; `status` says `not_converged`, `stagnated`, `diverged`,
-    `unphysical`, `not_positive` or `acausal`, with the iteration or time step.
+    **Returns** `Solution(order, residual, status, history, error)`; `status` says `not_converged`, `stagnated`,
+    `diverged`, `unphysical`, `not_positive` or `acausal`, with the iteration or time step.
 
-    **Gradients.** By the implicit function theorem (`FixedPoint`) or by revisiting the rows backward (`Causal`); Monte Carlo
-    holds its samples fixed.
+    **Gradients.** By the implicit function theorem (`FixedPoint`) or by revisiting the rows backward (`Causal`); Monte
+    Carlo holds its samples fixed.
 
     **Example.** `solve(RandomNetwork(g=1.5)).check().order.C0`
     """

@@ -14,7 +14,8 @@ $$\Phi^l = \langle\phi(h)\phi(h)\rangle, \quad G^l = \langle g g\rangle, \quad
   \dot f = \sum_{l=0}^L G^{l+1}\Phi^l\,\Delta,$$
 
 with $\Phi^0$ the kernel of the inputs and $G^{L+1} = 1$. A is strictly causal. B also acts at equal times, with
-$\langle\phi''(h) z\rangle$ on its diagonal (plus $\phi'^2$ times that of the layer above): it vanishes for linear networks.
+$\langle\phi''(h) z\rangle$ on its diagonal (plus $\phi'^2$ times that of the layer above): it vanishes for linear
+networks.
 """
 
 from collections.abc import Callable
@@ -37,9 +38,10 @@ from physml.dmft.solve import AbstractModel, FixedPoint
 class Training(eqx.Module):
     r"""A network while it learns, on the times `t` (k,) and n inputs, training inputs first.
 
-    `f` (k, n): outputs, by the equation of the loss. `loss` (k,): $\frac12\sum\Delta^2$ over the training inputs. `output`
-    (k, n): outputs as the average of their last layer, $\langle z\phi\rangle/\gamma$, which must agree with `f`. `Phi`, `G`
-    (depth, k, n, k, n): kernels of the hidden layers, forward and backward. `ntk` (k, n, n): the tangent kernel.
+    `f` (k, n): outputs, by the equation of the loss. `loss` (k,): $\frac12\sum\Delta^2$ over the training inputs.
+    `output` (k, n): outputs as the average of their last layer, $\langle z\phi\rangle/\gamma$, which must agree with
+    `f`. `Phi`, `G` (depth, k, n, k, n): kernels of the hidden layers, forward and backward. `ntk` (k, n, n): the
+    tangent kernel.
     """
 
     t: Array
@@ -65,8 +67,10 @@ class WideNetwork(AbstractModel):
 
     **Solution.** `Training`. The site is averaged over `MonteCarlo` samples, frozen during the iterations (pass a key);
     responses are taken along one random direction for every sample, which costs one tangent of the site.
-    **Cost.** With m = n t_max/dt: samples x m^2 x depth x about 10 multiplications an iteration, 4 depth m^2 numbers of memory.
-    **See** Bordelon and Pehlevan, Self-consistent dynamical field theory of kernel evolution in wide neural networks (2022).
+    **Cost.** With m = n t_max/dt: samples x m^2 x depth x about 10 multiplications an iteration, 4 depth m^2 numbers
+    of memory.
+    **See** Bordelon and Pehlevan, Self-consistent dynamical field theory of kernel evolution in wide neural networks
+    (2022).
     """
 
     kernel: Array
@@ -257,7 +261,8 @@ class WideNetwork(AbstractModel):
         return Training(t, f, loss, order["output"], square(order["Phi"]), square(order["G"]), ntk)
 
     def finite_n(self, n: int, *, key: Key, substeps: int = 1) -> Training:
-        """A network of width n trained from its own random weights by gradient flow, `substeps` of Runge and Kutta for every dt.
+        """A network of width n trained from its own random weights by gradient flow, `substeps` of Runge and Kutta for
+        every dt.
 
         Its output at the start, which vanishes as n^{-1/2}, is subtracted.
         """
@@ -326,7 +331,8 @@ JITTER = 1e-5  # of the mean variance: a covariance estimated in float32 is sing
 def root(covariance: Array) -> Array:
     """Lower triangular square root of a covariance that may be singular up to rounding in float32.
 
-    Factorised in float64; the derivative is written out, because rules applied to the factorisation would leave float64.
+    Factorised in float64; the derivative is written out, because rules applied to the factorisation would leave
+    float64.
     """
     return _cholesky(covariance)
 

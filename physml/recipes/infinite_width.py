@@ -35,7 +35,7 @@ from physml.recipes._result import Info, Result, at_least, at_most, close_to
 INFO = Info(
     paper="Yaida, Non-Gaussian processes and neural networks at finite widths (2020); Hayou and Yang (2023)",
     claim="kernels, edge of chaos, quartic term, Edgeworth density, commuting limits, weights beyond independent ones",
-    time="3 min, smoke 10 s",
+    time="3 min, smoke 15 s",
 )
 
 VARIANCES = {"linear": (1.0, 0.0), "relu": (2.0, 0.0), "tanh": (2.0, 0.1)}
