@@ -46,6 +46,7 @@ from physml.dmft.lotka_volterra import (
     LotkaVolterra as LotkaVolterra,
     critical_spread as critical_spread,
 )
+from physml.dmft.lotka_volterra_dynamics import Community as Community, LotkaVolterraDynamics as LotkaVolterraDynamics
 from physml.dmft.p_spin import (
     Ageing as Ageing,
     SphericalPSpin as SphericalPSpin,
@@ -56,6 +57,8 @@ from physml.dmft.p_spin import (
 )
 from physml.dmft.random_network import RandomNetwork as RandomNetwork, Stationary as Stationary
 from physml.dmft.residual_dynamics import LinearResidual as LinearResidual, ResidualKernels as ResidualKernels
+from physml.dmft.site_paths import Paths as Paths, site_paths as site_paths
+from physml.dmft.soft_spins import Quartic as Quartic, SoftSpinSK as SoftSpinSK
 from physml.dmft.solve import (
     AbstractCausalModel as AbstractCausalModel,
     AbstractModel as AbstractModel,

@@ -81,6 +81,9 @@ def site_paths(
     derivative = lambda f, y: jax.jvp(f, (y,), (jnp.ones_like(y),))
     force = lambda y, g: derivative(lambda y: drift(y) + g * observe(y), y)
 
+    write = lambda a, x, k: lax.dynamic_update_index_in_dim(a, x, k, 0)
+    index = jnp.arange(size, dtype=jnp.int32)[:, None]
+
     def step(carry, row):
         y, b, xs, moved, along, local, free, each = carry
         k, past, g, g_later, u, v_now, v, kick = row
@@ -97,10 +100,10 @@ def site_paths(
         local = by_y * local + by_b * along + by_later * along_later
         free = by_y * free + by_b * v_now + by_later * v
         # Row j: dy_{k+1} / dh_j without memory. A field acts at the end of one step and the beginning of the next.
-        each = by_y[None, :] * each
-        each = each.at[k].add(by_b).at[k + 1].set(by_later)
+        each = by_y[None, :] * each + jnp.where(index == k, by_b[None, :], 0.0)
+        each = jnp.where(index == k + 1, by_later, each)
         x, slope = derivative(observe, new)
-        xs, moved = xs.at[k + 1].set(x), moved.at[k + 1].set(slope * local)
+        xs, moved = write(xs, x, k + 1), write(moved, slope * local, k + 1)
         seen = ((slope[None, :] * each) @ weights, slope * (local - free), slope @ weights)
         return (new, later, xs, moved, along_later, local, free, each), seen
 
@@ -108,8 +111,7 @@ def site_paths(
     still = jnp.zeros(samples, field.dtype)
     x0, slope0 = derivative(observe, start)
     begin = (start, field[0], empty.at[0].set(x0), empty, directions[0], still, still, empty)
-    ks = jnp.arange(size - 1, dtype=jnp.int32)
-    rows = (ks, earlier[1:], own[:-1], own[1:], field[1:], directions[:-1], directions[1:], kicks)
+    rows = (index[:-1, 0], earlier[1:], own[:-1], own[1:], field[1:], directions[:-1], directions[1:], kicks)
     (_, _, xs, *_), (bare, returned, instant) = lax.scan(step, begin, rows)
     first = slope0 @ weights
     through = (returned * weights[None, :]) @ directions.T

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from physml.core import in_float64
 from physml.core.status import Failure
 from physml.dmft import MonteCarlo, solve
 from physml.dmft.high_dimensional import Forward, NarrowNetwork
@@ -21,6 +22,18 @@ NAMES = ("C", "R", "m", "Gamma", "Gamma_star", "G", "train", "test")
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@in_float64
+def theory_of(model, samples, key):
+    """The order parameters alone: `solve` compiles a second program for their error bars."""
+    return _forward(model, samples, key).check().order
+
+
+@eqx.filter_jit
+def _forward(model, samples, key):
+    sample = MonteCarlo(samples, matched=False).draw(model.noise_shape(), key, jnp.float64)
+    return Forward().run(model, None, sample)
 
 
 def small(**change):
@@ -52,7 +65,7 @@ def test_linear_regression_has_the_moments_of_marchenko_and_pastur(x64):
         [sum(math.comb(k, i) * (-eta) ** i * narayana(i) for i in range(k + 1)) for k in range(2 * K + 1)]
     )
     model = NarrowNetwork(1, 3.0, phi=lambda h: h, teacher=lambda h: h, steps=K, step_size=eta, overlap=m0, probes=4)
-    out = solve(model, noise=MonteCarlo(10_000, matched=False), key=jax.random.key(1)).check().order
+    out = theory_of(model, 10_000, jax.random.key(1))
     k = np.arange(K + 1)
     for s in range(K):
         np.testing.assert_allclose(out.R[s + 1 :, 0, s, 0], decay[k[s + 1 :] - 1 - s], atol=0.01)
@@ -66,7 +79,7 @@ def test_linear_regression_has_the_moments_of_marchenko_and_pastur(x64):
 
 def test_networks_have_these_order_parameters():
     model = NarrowNetwork(2, 2.0, steps=8, step_size=0.3, overlap=0.3, decay=0.05)
-    theory = solve(model, noise=MonteCarlo(10_000, matched=False), key=jax.random.key(0)).check().order
+    theory = theory_of(model, 10_000, jax.random.key(0))
     measure = jax.jit(lambda key: model.finite_n(400, key=key))
     runs = jax.lax.map(measure, jax.random.split(jax.random.key(1), 8))
     mean = jax.tree.map(lambda a: jnp.mean(a, 0), runs)

@@ -13,14 +13,16 @@ from physml.dmft import MonteCarlo, Sample
 from physml.dmft.soft_spins import Quartic, SoftSpinSK
 
 KEY = jax.random.key(0)
+# Compiling is most of what these small problems cost.
+quick = lambda f: jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
 model_of = lambda T, J, k, u, spread: SoftSpinSK(T, J, Quartic(k, u), t_max=4.0, dt=0.1, spread=spread)
 NUMBERS = (0.7, 1.0, 2.3, 0.0, 1.5)
 LINEAR = model_of(*NUMBERS)
 
 
-@jax.jit
+@quick
 def run(numbers, start):
-    return dmft.solve(model_of(*numbers), key=KEY, noise=MonteCarlo(8000), start=start)
+    return dmft.solve(model_of(*numbers), key=KEY, noise=MonteCarlo(5000), start=start)
 
 
 def semicircle(t, model):
@@ -50,7 +52,7 @@ def test_exact_solution_is_noticed_when_the_memory_is_wrong():
     t = np.arange(LINEAR.steps + 1) * LINEAR.dt
     C, R, _ = semicircle(t, LINEAR)
     sample = MonteCarlo(2000).draw(LINEAR.noise_shape(), jax.random.key(1), jnp.float32)
-    update = jax.jit(lambda R: LINEAR.update(LINEAR.init() | {"C": jnp.asarray(C, jnp.float32), "R": R}, sample)["C"])
+    update = quick(lambda R: LINEAR.update(LINEAR.init() | {"C": jnp.asarray(C, jnp.float32), "R": R}, sample)["C"])
     gap = lambda factor: float(np.max(np.abs(update(jnp.asarray(factor * R, jnp.float32)) - C)))
     assert gap(1.0) < 0.012
     assert gap(0.5) > 0.05 and gap(1.5) > 0.05
@@ -59,7 +61,7 @@ def test_exact_solution_is_noticed_when_the_memory_is_wrong():
 def test_double_wells_follow_finite_systems_and_the_fluctuation_dissipation_theorem():
     model = model_of(1.0, 0.5, -1.0, 1.0, 0.7)
     theory = run((1.0, 0.5, -1.0, 1.0, 0.7), model.init()).check().order
-    simulate = jax.jit(lambda key: model.finite_n(1000, key=key))
+    simulate = quick(lambda key: model.finite_n(1000, key=key))
     sims = [simulate(jax.random.key(i)) for i in range(6)]
     for name in ("C", "energy"):
         values = np.stack([getattr(sim, name) for sim in sims])
@@ -83,7 +85,7 @@ def test_gradient_with_frozen_noise():
             order = dmft.FixedPoint(model.scheme.method, tol=1e-12).run(model, model.init(), sample).order
             return order.energy[-1] + order.C[-1, 1] + order.R[-1, 0]
 
-        value = jax.jit(jax.value_and_grad(read, (0, 1, 2)))
+        value = quick(jax.value_and_grad(read, (0, 1, 2)))
         at = np.asarray([0.8, 0.9, -0.5])
         slopes = value(*at)[1]
         assert slopes[0].dtype == jnp.float64
