@@ -1,0 +1,1 @@
+"""Associative memory: energies, retrieval, layers, and their statistical mechanics."""
