@@ -2,6 +2,12 @@
 
 taskset -c 0 python benchmarks/dmft.py                          # one core
 python benchmarks/dmft.py --scaling dmft_cost.png               # only cost against times and samples, drawn
+python benchmarks/dmft.py --peer theory_nonlin_utils.py         # beside another solver of the theory of wide networks
+
+The peer is a public script with the function `DMFT_Theory_Cross_Term` (thebuckleylab/jpc, experiments/dmft, MIT), a JAX
+version of the solver of Bordelon and Pehlevan (2022): damped iterations with new samples in each, Euler steps, the
+response of every time to every time by fixed-point iteration of the full Jacobian. Where it takes the number of times
+from a global variable it must take it from its arguments.
 """
 
 import argparse
@@ -112,6 +118,92 @@ def others(rounds):
     table("Whole solutions", [(n, f"{1e3 * s:.2f}") for n, s in seconds.items()], ("", "ms"))
 
 
+PEER = {"gamma": 1.0, "depth": 2, "t_max": 2.0}
+
+
+def _task():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 6))
+    return jnp.asarray(x @ x.T / 6, jnp.float32), jnp.asarray([1.0, -1.0, 0.5], jnp.float32)
+
+
+def _errors(loss, Phi, dt):
+    """Distance of loss and kernels at t = 0, 0.2, ... from wide networks, whose own error is .1 of what is measured."""
+    truth = np.load("wide_networks.npz")
+    every = round(0.2 / dt)
+    loss, Phi = np.asarray(loss)[::every], np.asarray(Phi)[:, ::every, :, ::every]
+    n = len(loss)
+    far = lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b)
+    return far(loss, truth["loss"][:n]), max(far(a, b[:n, :, :n]) for a, b in zip(Phi, truth["Phi"], strict=True))
+
+
+def truth(width=4096, nets=24):
+    """Loss and kernels of wide networks, averaged."""
+    kernel, y = _task()
+    model = dmft.WideNetwork(kernel, y, PEER["depth"], PEER["gamma"], jnp.tanh, PEER["t_max"], 0.1)
+    train = jax.jit(lambda k: model.finite_n(width, key=k))
+    runs = [train(jax.random.key(i)) for i in range(nets)]
+    mean = lambda name: np.mean([np.asarray(getattr(r, name), np.float64) for r in runs], 0)
+    np.savez("wide_networks.npz", loss=mean("loss")[::2], Phi=mean("Phi")[:, ::2, :, ::2])
+
+
+def one(who, path, dt, samples):
+    """One solver in its own process: seconds of a second call, error, memory beyond that of the imports."""
+    import importlib.util
+    import json
+    import resource
+
+    kernel, y = _task()
+    P, steps = len(y), round(PEER["t_max"] / dt)
+    jax.block_until_ready(kernel @ kernel)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if who == "ours":
+        model = dmft.WideNetwork(kernel, y, PEER["depth"], PEER["gamma"], jnp.tanh, PEER["t_max"], dt)
+        call = jax.jit(lambda key: dmft.solve(model, noise=dmft.MonteCarlo(samples), key=key).order)
+        solve = lambda: (lambda o: (o.loss, o.Phi))(jax.block_until_ready(call(jax.random.key(0))))
+    else:
+        spec = importlib.util.spec_from_file_location("peer", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+        def solve():
+            eta = dt * P
+            Phi, G, _, _ = module.DMFT_Theory_Cross_Term(
+                kernel, y, PEER["depth"], steps + 1, eta, PEER["gamma"], samples=samples, nonlin="tanh"
+            )
+            delta = module.solve_Delta(kernel, y, Phi, G, eta)
+            return 0.5 * np.sum(delta**2, 1), np.stack([np.asarray(a) for a in Phi])
+
+    found = solve()
+    start = time.perf_counter()
+    found = jax.block_until_ready(solve())
+    seconds = time.perf_counter() - start
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(json.dumps([who, dt, samples, seconds, *map(float, _errors(*found, dt)), memory]))
+
+
+def beside(path):
+    """Both solvers at several steps and numbers of samples."""
+    import json
+    import os
+    import subprocess
+    import sys
+
+    if not os.path.exists("wide_networks.npz"):
+        truth()
+    runs = [("peer", dt, n) for dt, n in ((0.1, 250), (0.1, 1000), (0.05, 1000))]
+    runs += [("ours", dt, n) for dt, n in ((0.2, 250), (0.2, 1000), (0.1, 1000), (0.1, 4000))]
+    rows = []
+    for who, dt, n in runs:
+        line = [sys.executable, __file__, "--peer", path, "--one", who, str(dt), str(n)]
+        rows.append(json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout.split("\n")[-2]))
+    table(
+        "Two hidden tanh layers, 3 inputs, gamma = 1, t = 2: error against networks of width 4096",
+        [(w, f"{dt:g}", str(n), f"{s:.2f}", f"{a:.4f}", f"{b:.4f}", f"{m:.0f}") for w, dt, n, s, a, b, m in rows],
+        ("solver", "dt", "samples", "seconds", "error of the loss", "of Phi", "MiB"),
+    )
+
+
 def draw(path, glass_rows, wide_rows):
     import matplotlib
 
@@ -139,7 +231,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--scaling", metavar="PNG", help="only cost against times and samples, drawn to PNG")
+    parser.add_argument("--peer", metavar="PY", help="beside the solver in this file")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        one(options.one[0], options.peer, float(options.one[1]), int(options.one[2]))
+        raise SystemExit
+    if options.peer:
+        beside(options.peer)
+        raise SystemExit
     rounds = 2 if options.quick else 5
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}")
     glass_rows = glass([125, 250, 500, 1000] if options.quick else [125, 250, 500, 1000, 2000], rounds)

@@ -16,6 +16,11 @@ $$\Phi^l = \langle\phi(h)\phi(h)\rangle, \quad G^l = \langle g g\rangle, \quad
 with $\Phi^0$ the kernel of the inputs and $G^{L+1} = 1$. A is strictly causal. B also acts at equal times, with
 $\langle\phi''(h) z\rangle$ on its diagonal (plus $\phi'^2$ times that of the layer above): it vanishes for linear
 networks.
+
+With momentum, $\tau\ddot\theta + \dot\theta = \gamma^2N\sum\Delta\,\partial f$, what was learned at s counts $1 - e^{-(t-s)/\tau}$ at t: both
+$\gamma\Delta(s)$ take this factor, and with the kernels at two times
+
+$$\dot f_\mu(t) = \int_0^t\frac{ds}\tau e^{-(t-s)/\tau}\sum_{l,\nu}G^{l+1}_{\mu\nu}(t,s)\,\Phi^l_{\mu\nu}(t,s)\,\Delta_\nu(s).$$
 """
 
 from collections.abc import Callable
@@ -63,7 +68,8 @@ class WideNetwork(AbstractModel):
     **Arguments.** `kernel` (n, n): $x_\mu\cdot x_\nu/d$ of the inputs, positive. `targets` (P,), P <= n: of the first P
     inputs; the others are test points. `gamma` > 0: feature learning, lazy for gamma -> 0. `phi`: activation, applied
     elementwise; None for a linear network. `t_max`, `dt`: the grid, second order in dt, which must divide
-    t_max and be below 1 / (largest eigenvalue of the tangent kernel).
+    t_max and be below 1 / (largest eigenvalue of the tangent kernel). `momentum`: the time constant tau of a heavy
+    ball, at least 2 dt; None for gradient flow.
 
     **Solution.** `Training`. The site is averaged over `MonteCarlo` samples, frozen during the iterations (pass a key);
     responses are taken along one random direction for every sample, which costs one tangent of the site.
@@ -80,6 +86,7 @@ class WideNetwork(AbstractModel):
     phi: Callable[[Array], Array] | None = eqx.field(static=True, default=jnp.tanh)
     t_max: float = eqx.field(static=True, default=10.0)
     dt: float = eqx.field(static=True, default=0.05)
+    momentum: Scalar | None = None
 
     scheme: ClassVar[Any] = FixedPoint(Damped(1.0), tol=1e-3, max_steps=60)
     average: ClassVar[Any] = MonteCarlo(2000)
@@ -97,6 +104,8 @@ class WideNetwork(AbstractModel):
             raise ValueError(f"gamma must be positive, got {self.gamma}; take it small for the lazy limit")
         if self.dt <= 0 or abs(self.t_max / self.dt - self.steps) > 1e-6 * self.steps:
             raise ValueError(f"dt must be positive and divide t_max, got dt={self.dt}, t_max={self.t_max}")
+        if self.momentum is not None and not is_traced(self.momentum) and float(self.momentum) < 2 * self.dt:
+            raise ValueError(f"momentum is a time of at least 2 dt = {2 * self.dt:g}, got {self.momentum}; None has none")
         if not is_traced(self.kernel):
             values = np.linalg.eigvalsh(np.asarray(self.kernel, np.float64))
             if values[0] < -1e-5 * abs(values[-1]) or not np.allclose(
@@ -178,6 +187,8 @@ class WideNetwork(AbstractModel):
         end = (step_of[None, :] == 0) | ~past
         rate = jnp.asarray(self.gamma, delta.dtype) * self.dt * jnp.where(end, 0.5, 1.0) * delta[None, :]
         rate = jnp.where(until & (step_of[:, None] > 0), rate, 0.0)
+        if self.momentum is not None:
+            rate = rate * (1 - self._fading(delta.dtype)[step_of[:, None], step_of[None, :]])
         forward, backward = jnp.where(until, A, 0.0) + rate * Phi, jnp.where(until, B, 0.0) + rate * G
         earlier = lambda a: jnp.where(past, a, 0.0).reshape(steps + 1, n, size)
         now = lambda a: jnp.einsum("kakb->kab", a.reshape(steps + 1, n, steps + 1, n))
@@ -226,29 +237,60 @@ class WideNetwork(AbstractModel):
             "output": (z * values) @ weights.astype(z.dtype) / gamma,
         }
 
+    def _fading(self, dtype):
+        """exp(-(t - s) / tau) on the times of the grid (k, k)."""
+        t = self.dt * jnp.arange(self.steps + 1, dtype=dtype)
+        return jnp.exp(-jnp.abs(t[:, None] - t[None, :]) / jnp.asarray(self.momentum, dtype))
+
+    def _layer_sum(self, Phi, G):
+        """Sum of G^{l+1} Phi^l over the layers, for kernels of any two times or of equal ones."""
+        kernel = jnp.broadcast_to(jnp.asarray(self.kernel, Phi.dtype), Phi.shape[1:-2] + self.kernel.shape)
+        below = jnp.concatenate([kernel[None], Phi])
+        return jnp.sum(below * jnp.concatenate([G, jnp.ones_like(G[:1])]), 0)
+
+    def _square(self, kernel):
+        """(depth, size, size) as (depth, k, k, n, n)."""
+        k, n = self.steps + 1, len(self.kernel)
+        return jnp.moveaxis(kernel.reshape(-1, k, n, k, n), 2, 3)
+
     def _tangent_kernel(self, Phi, G):
         """(k, n, n) at equal times."""
-        k, n = self.steps + 1, len(self.kernel)
-        equal = lambda a: jnp.einsum("lkakb->lkab", a.reshape(-1, k, n, k, n))
-        ones = jnp.ones((1, k, n, n), Phi.dtype)
-        kernel = jnp.broadcast_to(jnp.asarray(self.kernel, Phi.dtype), (1, k, n, n))
-        below = jnp.concatenate([kernel, equal(Phi)])
-        above = jnp.concatenate([equal(G), ones])
-        return jnp.sum(above * below, 0)
+        equal = lambda a: jnp.einsum("lkkab->lkab", self._square(a))
+        return self._layer_sum(equal(Phi), equal(G))
 
     def _outputs(self, Phi, G):
-        """f from df/dt = NTK Delta by Heun's rule."""
-        ntk = self._tangent_kernel(Phi, G)
-
-        def step(f, pair):
-            now, later = pair
-            slope = now @ self._error(f)
-            guess = f + self.dt * slope
-            f = f + self.dt / 2 * (slope + later @ self._error(guess))
-            return f, f
-
+        """f by Heun's rule."""
         start = jnp.zeros(len(self.kernel), Phi.dtype)
-        _, fs = lax.scan(step, start, (ntk[:-1], ntk[1:]))
+        if self.momentum is None:
+            ntk = self._tangent_kernel(Phi, G)
+
+            def step(f, pair):
+                now, later = pair
+                slope = now @ self._error(f)
+                guess = f + self.dt * slope
+                f = f + self.dt / 2 * (slope + later @ self._error(guess))
+                return f, f
+
+            _, fs = lax.scan(step, start, (ntk[:-1], ntk[1:]))
+        else:
+            memory = self._layer_sum(self._square(Phi), self._square(G))
+            fading = self._fading(Phi.dtype) * self.dt / jnp.asarray(self.momentum, Phi.dtype)
+            index = jnp.arange(self.steps + 1, dtype=jnp.int32)
+            ends = jnp.where((index[None, :] == 0) | (index[None, :] == index[:, None]), 0.5, 1.0)
+            weight = jnp.where((index[None, :] <= index[:, None]) & (index[:, None] > 0), ends, 0.0).astype(Phi.dtype)
+            memory = memory * (weight * fading)[:, :, None, None]
+            slope = lambda k, errors: jnp.einsum("sab,sb->a", memory[k], errors)
+
+            def step(carry, k):
+                f, now, errors = carry
+                guess = f + self.dt * now
+                then = slope(k, errors.at[k].set(self._error(guess)))
+                f = f + self.dt / 2 * (now + then)
+                errors = errors.at[k].set(self._error(f))
+                return (f, slope(k, errors), errors), f
+
+            errors = jnp.zeros((self.steps + 1, len(start)), Phi.dtype).at[0].set(self._error(start))
+            _, fs = lax.scan(step, (start, jnp.zeros_like(start), errors), index[1:])
         return jnp.concatenate([start[None], fs])
 
     def finish(self, order):
@@ -300,20 +342,28 @@ class WideNetwork(AbstractModel):
         def flow(weights):
             return jax.tree.map(lambda g: -(gamma**2) * n * g, jax.grad(loss)(weights))
 
-        def runge_kutta(weights, _):
+        def rates(state):
+            weights, speed = state
+            if self.momentum is None:
+                return flow(weights), ()
+            tau = jnp.asarray(self.momentum, dtype)
+            return speed, jax.tree.map(lambda force, v: (force - v) / tau, flow(weights), speed)
+
+        def runge_kutta(state, _):
             dt = self.dt / substeps
-            along = lambda slope, c: jax.tree.map(lambda w, s: w + c * dt * s, weights, slope)
-            a = flow(weights)
-            b = flow(along(a, 0.5))
-            c = flow(along(b, 0.5))
-            d = flow(along(c, 1.0))
+            along = lambda slope, c: jax.tree.map(lambda w, s: w + c * dt * s, state, slope)
+            a = rates(state)
+            b = rates(along(a, 0.5))
+            c = rates(along(b, 0.5))
+            d = rates(along(c, 1.0))
             return along(jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, a, b, c, d), 1.0), None
 
-        def one(weights, _):
-            seen = observe(weights)
-            return lax.scan(runge_kutta, weights, length=substeps)[0], seen
+        def one(state, _):
+            seen = observe(state[0])
+            return lax.scan(runge_kutta, state, length=substeps)[0], seen
 
-        weights, seen = lax.scan(one, weights, length=self.steps)
+        speed = () if self.momentum is None else jax.tree.map(jnp.zeros_like, weights)
+        (weights, _), seen = lax.scan(one, (weights, speed), length=self.steps)
         seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, observe(weights))
         f, values, gradients = seen  # (k, p), (k, depth, p, n) twice
         f = f - f0[None, :]

@@ -169,15 +169,15 @@ def _repeat(advance, x, steps):
 def _until_still(advance, query, beta, mask, tol, steps, adjoint):
     """One fixed point for each query, all in one loop; (queries, ...) in the leading axis."""
     flat = query.reshape(-1, query.shape[-1])
-    own_mask = mask is not None and mask.ndim > 1
-    if own_mask:
-        mask = jnp.broadcast_to(mask, (*query.shape[:-1], mask.shape[-1])).reshape(len(flat), -1)
+    axis = None
+    if mask is not None and mask.ndim > 1:
+        axis, mask = 0, jnp.broadcast_to(mask, (*query.shape[:-1], mask.shape[-1])).reshape(len(flat), -1)
 
     def one(x, beta, mask):
         f = lambda x: advance(x, beta, mask)
         return fixed_point(f, x, method=Damped(1.0), tol=tol, max_steps=steps, adjoint=adjoint)
 
-    return jax.vmap(one, (0, 0, 0 if own_mask else None))(flat, beta.reshape(-1), mask)
+    return jax.vmap(one, (0, 0, axis))(flat, beta.reshape(-1), mask)
 
 
 def _fits(shape, wanted):

@@ -5,8 +5,8 @@ as
 
 $$o = f_1 o_1 + f_2 o_2, \qquad (c, f_1, f_2) = \text{merge}(c_1, c_2)$$
 
-(for softmax $c = \ln(e^{c_1} + e^{c_2})$, $f_k = e^{c_k - c}$: the running log-sum-exp). The derivative keeps no weights
-either, since c is fixed by $h_0(c) + \sum_i h(z_i, c) = 1$:
+(for softmax $c = \ln(e^{c_1} + e^{c_2})$, $f_k = e^{c_k - c}$: the running log-sum-exp). The derivative keeps no
+weights either, since c is fixed by $h_0(c) + \sum_i h(z_i, c) = 1$:
 
 $$\dot o = \sum_i (\partial_z\pi\,\dot z_i + \partial_c\pi\,\dot c)\,v_i + p_i\dot v_i, \qquad
   \dot c = -\frac{\sum_i \partial_z h\,\dot z_i}{h_0' + \sum_i \partial_c h}, \qquad \dot\Phi = \sum_i p_i\dot z_i$$

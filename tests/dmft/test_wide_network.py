@@ -43,6 +43,30 @@ def test_two_hidden_layers_follow_networks():
     assert apart(theory.G, sum(net.G for net in nets) / 6) < 0.10
 
 
+def test_momentum_is_an_oscillator_in_the_lazy_limit():
+    tau, dt = 1.0, 0.05
+    model = WideNetwork(jnp.ones((1, 1)), jnp.ones(1), 1, 1e-3, None, 4.0, dt, momentum=tau)
+    f = dmft.solve(model, key=jax.random.key(0), noise=MonteCarlo(1000)).check().order.f[:, 0]
+    # tau Delta'' + Delta' + 2 Delta = 0 from rest at 1.
+    rate, omega = 1 / (2 * tau), np.sqrt(2 / tau - 1 / (4 * tau**2))
+    t = dt * np.arange(len(f))
+    exact = np.exp(-rate * t) * (np.cos(omega * t) + rate / omega * np.sin(omega * t))
+    assert np.max(np.abs(1 - np.asarray(f) - exact)) < 4e-3
+    assert np.min(exact) < -0.2  # it overshoots, which no gradient flow does
+
+
+def test_momentum_with_features_follows_networks():
+    model = WideNetwork(KERNEL, TARGETS, 2, 2.0, jnp.tanh, 2.0, 0.1, momentum=0.5)
+    theory = dmft.solve(model, key=jax.random.key(0), noise=MonteCarlo(4000)).check().order
+    train = jax.jit(lambda key: model.finite_n(1000, key=key))
+    f = np.stack([train(jax.random.key(i)).f for i in range(6)])
+    error = f.std(0, ddof=1) / np.sqrt(6)
+    assert np.all(np.abs(f.mean(0) - theory.f) < 4 * error + 0.03)
+    assert np.max(np.abs(theory.output - theory.f)) < 0.06
+    still = dmft.solve(WideNetwork(KERNEL, TARGETS, 2, 2.0, jnp.tanh, 2.0, 0.1), key=jax.random.key(0)).order
+    assert np.max(np.abs(still.f - theory.f)) > 0.2  # the test would notice if momentum did nothing
+
+
 @pytest.mark.parametrize("response", ["A", "B"])
 def test_every_response_is_needed(monkeypatch, response):
     model = WideNetwork(jnp.ones((1, 1)), jnp.ones(1), 2, 3.0, jnp.tanh, 2.0, 0.1)
