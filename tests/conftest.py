@@ -1,5 +1,6 @@
 """Strictness of the whole suite: run-time shape checks, no silent promotion of dtype or rank."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -23,3 +24,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_programs():
+    """A worker that kept every compiled program would need several gigabytes by the end of the suite."""
+    yield
+    jax.clear_caches()
+    gc.collect()
