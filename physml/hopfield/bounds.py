@@ -43,7 +43,7 @@ def gaps(memory: Float[Array | np.ndarray, "N d"]) -> Array:
 def separated(memory: Float[Array | np.ndarray, "N d"], beta: Scalar) -> Array:
     r"""Whether $\Delta_i \ge \frac{2}{\beta N} + \frac1\beta\ln(2(N-1)N\beta M^2)$, `(N,)`.
 
-    Then a ball of radius $1/(\beta N M)$ around $x_i$ holds a fixed point, alone, and every start in the ball tends to it.
+    Then a ball of radius $1/(\beta N M)$ around $x_i$ holds one fixed point, to which every start in the ball tends.
     """
     memory = jnp.asarray(memory)
     n, beta = len(memory), jnp.asarray(beta, memory.dtype)

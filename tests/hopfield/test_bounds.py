@@ -16,10 +16,12 @@ def _worst(seed, memories, queries, bound):
     """The largest |f(x) - x_i| / bound over random patterns, inverse temperatures and states near the pattern."""
     rng = np.random.default_rng(seed)
     memory = rng.normal(size=(memories, N, D)) * rng.uniform(0.3, 2, size=(memories, N, 1))
-    # Neighbours at every distance, where the bound is sharpest.
-    memory[: memories // 2, 1] = memory[: memories // 2, 0] * (1 - rng.uniform(0, 2, size=(memories // 2, 1)))
+    # The bound is sharpest for the others all in one place on the same line, and states on the way to it.
+    half = memories // 2
+    memory[:half, 1:] = memory[:half, :1] * rng.uniform(-1, 1, size=(half, 1, 1)) + 0.1 * memory[:half, 1:]
     beta = np.exp(rng.uniform(-3, 3, size=memories))
     move = rng.normal(size=(memories, queries, D)) * 10 ** rng.uniform(-3, 0, size=(memories, queries, 1))
+    move[:half] = -memory[:half, :1] * rng.uniform(0, 1, size=(half, queries, 1))
 
     @jax.jit
     @jax.vmap
@@ -38,12 +40,12 @@ def test_no_violation_in_a_hundred_thousand_trials():
 
 
 def test_half_the_diameter_is_noticed():
-    """With M in place of 2M twice, what a hasty proof would write, the trials find violations."""
+    """With M in place of 2M in the exponent, what a hasty proof would write, the trials find violations."""
 
     def wrong(x, memory, *, beta):
         m = jnp.max(jnp.linalg.norm(memory, axis=-1))
         away = jnp.linalg.norm(x - memory[:1], axis=-1)[:, None]
-        return (len(memory) - 1) * m * jnp.exp(-beta * (gaps(memory)[None] - m * away))
+        return 2 * (len(memory) - 1) * m * jnp.exp(-beta * (gaps(memory)[None] - m * away))
 
     assert _worst(0, 200, 50, wrong) > 1
 
