@@ -68,8 +68,8 @@ class _Input(eqx.Module):
 class Hopfield(eqx.Module):
     r"""Associates every state pattern with the stored patterns; see the module for equations and a dictionary.
 
-    **Arguments.** `d_model`: of the state patterns. `heads`. `beta` > 0: None for $1/\sqrt{\text{head\_dim}}$, a number,
-    or one for each head; `learn_beta`: train its logarithm, one for each head. `steps`, `tol`, `separation`: as in
+    **Arguments.** `d_model`: of the state patterns. `heads`. `beta` > 0: None for head_dim^(-1/2), a number, or one for
+    each head; `learn_beta`: train its logarithm, one for each head. `steps`, `tol`, `separation`: as in
     `retrieve`. `head_dim`: of the association space, d_model / heads by default; `pattern_dim`: of the projections in a
     head, like head_dim; `out_dim`: like d_model. `stored_dim`, `projection_dim`: of the other inputs, like d_model.
     `normalise`: inputs with a layer norm; `normalise_space`: q and k as well. `static`: inputs that every head uses as
@@ -211,17 +211,17 @@ class Hopfield(eqx.Module):
         if self.normalise_space:
             flat = jnp.zeros(q.shape[-1], q.dtype)
             q, k = (adaptive_layer_norm(x, flat, flat) for x in (q, k))
-        drop = self.dropout > 0 and key is not None
+        key = key if self.dropout > 0 else None
 
         def head(q, k, v, beta):
             options: Any = dict(steps=self.steps, tol=self.tol, separation=self.separation, mask=mask)
-            out = retrieve(q, k, beta=beta, values=v, return_weights=return_weights or drop, **options)
+            out = retrieve(q, k, beta=beta, values=v, return_weights=return_weights or key is not None, **options)
             return out.value, out.weights
 
         o: Any
         weights: Any
         o, weights = jax.vmap(head)(q, k, v, self.beta.astype(q.dtype))
-        if drop:
+        if key is not None:
             kept = jax.random.bernoulli(key, 1 - self.dropout, weights.shape)
             o = jnp.where(kept, weights / (1 - self.dropout), 0.0) @ v
         o = jnp.moveaxis(o, 0, 1).reshape(len(state), -1)

@@ -110,7 +110,8 @@ def test_dropout_and_options(inputs, key):
 @pytest.mark.parametrize(
     "options",
     [{"heads": 3}, {"beta": -1.0}, {"beta": [1.0]}, {"normalise": ("keys",)}, {"static": ("state",), "head_dim": 4},
-     {"connected": True, "projection_dim": 4}, {"dropout": 1.0}, {"separation": "max"}, {"static": ("projection",), "pattern_dim": 3}],
+     {"connected": True, "projection_dim": 4}, {"dropout": 1.0}, {"separation": "max"},
+     {"static": ("projection",), "pattern_dim": 3}],
 )  # fmt: skip
 def test_errors(options, key):
     with pytest.raises(ValueError, match=r"expected|multiple|cannot|agree"):
