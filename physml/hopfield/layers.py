@@ -55,7 +55,7 @@ class _Input(eqx.Module):
     bias: Array | None
 
     def normed(self, x):
-        return x if self.gain is None else adaptive_layer_norm(x, self.shift, self.gain)
+        return x if self.gain is None or self.shift is None else adaptive_layer_norm(x, self.shift, self.gain)
 
     def project(self, x, heads):
         """(n, d) -> (heads, n, d / heads); what is not projected is the same for all heads."""
