@@ -174,7 +174,7 @@ def memory(sizes, rounds, path=None):
         row = [n, n * DIM * 4]
         for function in (f(None), f(1024), jax.grad(f(None)), jax.grad(f(1024))):
             row.append(temp_bytes(function, q, m))
-        calls = {c: (lambda g=jax.jit(f(c)): g(q, m)) for c in (None, 1024)}
+        calls = {c: (lambda g=jax.jit(f(c)), m=m: g(q, m)) for c in (None, 1024)}
         seconds = race(calls, rounds)
         rows.append((*row, seconds[None], seconds[1024]))
     table(

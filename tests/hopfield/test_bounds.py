@@ -28,7 +28,8 @@ def _worst(seed, memories, queries, bound):
     def ratio(memory, beta, move):
         x = memory[:1] + move
         error = jnp.linalg.norm(retrieve(x, memory, beta=beta).x - memory[:1], axis=-1)
-        return error / bound(x, memory, beta=beta)[:, 0]
+        rounding = 8 * jnp.finfo(x.dtype).eps * jnp.linalg.norm(memory, axis=-1).max()
+        return error / (bound(x, memory, beta=beta)[:, 0] + rounding)
 
     with jax.enable_x64(True):
         return float(jnp.max(ratio(memory, beta, move)))

@@ -55,7 +55,7 @@ def amit(alpha: Scalar, temperature: Scalar, *, start: Literal["retrieval", "gla
 
 @in_float64
 def _amit(alpha, temperature, start):
-    return solve(Memory(2), jnp.asarray(alpha, float), jnp.asarray(temperature, float), start)
+    return solve(Memory(2), alpha, temperature, start)
 
 
 def amit_lines(alpha: Scalar) -> Lines:
@@ -71,6 +71,5 @@ def amit_lines(alpha: Scalar) -> Lines:
 
 @in_float64
 def _amit_lines(alpha):
-    a = jnp.asarray(alpha, float)
-    at = lambda kind: line(Memory(2), kind, "load", a)[0]
-    return Lines(1 + jnp.sqrt(a), at("fold"), at("coexistence"), at("stability"))
+    at = lambda kind: line(Memory(2), kind, "load", alpha)[0]
+    return Lines(1 + jnp.sqrt(jnp.asarray(alpha, float)), at("fold"), at("coexistence"), at("stability"))

@@ -52,7 +52,7 @@ def dense(
 
 @in_float64
 def _dense(p, load, temperature, convention, start):
-    return solve(Memory(p, convention), jnp.asarray(load, float), jnp.asarray(temperature, float), start)
+    return solve(Memory(p, convention), load, temperature, start)
 
 
 def critical_load(p: int = 2, temperature: Scalar = 0.0, *, convention: Convention = "distinct") -> Array:
@@ -82,7 +82,7 @@ def transition(
 
 @in_float64
 def _transition(p, temperature, kind, convention):
-    return line(Memory(p, convention), kind, "temperature", jnp.asarray(temperature, float))[1]
+    return line(Memory(p, convention), kind, "temperature", temperature)[1]
 
 
 def raw_load(p: int, load: Scalar) -> Array:

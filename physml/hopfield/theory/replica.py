@@ -7,8 +7,8 @@ $$m = \langle\tanh\beta(h + \sqrt V z)\rangle, \quad \chi = \beta\langle\mathrm{
 
 With t = T/h and $y = h/\sqrt V$ every quantity is an explicit function of (t, y): the averages are those of the field
 1 + z/y at temperature t, then $h = m^{p-1}$, T = h t, $\chi$ is divided by h, and the load follows from V. The plane
-(t, y) is thus mapped onto the phase diagram without solving anything; the map folds where its Jacobian is singular,
-which is where retrieval ends, and a line of the diagram is a root of two equations in two unknowns.
+(t, y) is thus mapped onto the phase diagram without solving anything; the map folds where the
+state it came from turns back, which is where retrieval ends, and a line of the diagram is a root of two equations in two unknowns.
 """
 
 import math
@@ -22,10 +22,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from physml.core.fixed_point import FixedPoint, Newton, fixed_point
 from physml.core.status import Code, Status, status
 from physml.core.types import is_traced
-from physml.hopfield.theory.site import COLDEST, Site, bisect, site
+from physml.hopfield.theory.roots import bisect, descend, newton
+from physml.hopfield.theory.site import COLDEST, Site, site
 
 Convention = Literal["distinct", "raw"]
 
@@ -101,139 +101,111 @@ class Memory(eqx.Module):
             # Iterating m = 0 runs into chi >= 1, a false glass: the physical root has chi < 1, q in (1 - T, 1).
             high = jnp.minimum(1.0, 1 / jnp.maximum(t, COLDEST))
             chi = bisect(lambda chi: step((zero, chi))[1] - chi, zero, high * (1 - 1e-13))
-            glass = zero, jnp.where(t < 1 + jnp.sqrt(load), chi, high)
-        else:
-            glass = _descend(step, (zero, zero))
-        pattern = _descend(step, (one, zero))
-        found = (pattern[0] > 1e-5) & (pattern[1] < 1 if self.p == 2 else True)
-        both = jax.tree.map(lambda a, b: jnp.stack([jnp.where(found, a, b), b]), pattern, glass)
-        return lax.stop_gradient(both)
+            chi = jnp.where(t < 1 + jnp.sqrt(load), chi, high)
+            m, own = descend(step, (one, zero))
+            found = (m > 1e-5) & (own < 1)
+            return jnp.stack([jnp.where(found, m, zero), zero]), jnp.stack([jnp.where(found, own, chi), chi])
+        return descend(jax.vmap(step), (jnp.stack([one, zero]), jnp.stack([zero, zero])))
 
-    def branches(self, load: Array, temperature: Array) -> FixedPoint:
-        """`starts`, refined by Newton's method, with implicit derivatives."""
-
-        def polish(x):
-            step = lambda x: self.update(x, load, temperature)
-            return fixed_point(step, x, method=Newton(), tol=1e-12, max_steps=40)
-
-        out = jax.vmap(polish)(self.starts(load, temperature))
-        false = (out.value[1] > 1) & (load > 0) & (temperature < 1) if self.p == 2 else jnp.zeros(2, bool)
-        code = jnp.where(out.status.ok & false, Code.unphysical, out.status.code)
-        return FixedPoint(out.value, out.residual, out.steps, status(code, out.steps))
+    def branches(self, load: Array, temperature: Array) -> tuple[Array, Status]:
+        """(m, chi) (2, 2), a row for each of `starts`, refined by Newton's method, with implicit derivatives."""
+        gap = lambda u: jnp.stack(self.update((u[0], u[1]), load, temperature)) - u
+        x, state = jax.vmap(lambda u: newton(gap, u))(jnp.stack(self.starts(load, temperature), 1))
+        false = (x[:, 1] > 1) & (load > 0) & (temperature < 1) if self.p == 2 else jnp.zeros(2, bool)
+        return x, status(jnp.where(state.ok & false, Code.unphysical, state.code), state.step)
 
     def order(self, load: Array, temperature: Array) -> Any:
         """(m, q, chi, variance of the noise, free energy, stability) of both branches, and their status."""
-        t = temperature
-        out = self.branches(load, temperature)
+        x, state = self.branches(load, temperature)
 
         def measure(m, chi):
-            q, s = 1 - t * chi, self.averages((m, chi), load, t)
-            f = self.free_energy(load, m, chi, t, s.log)
+            q, s = 1 - temperature * chi, self.averages((m, chi), load, temperature)
+            f = self.free_energy(load, m, chi, temperature, s.log)
             return m, q, chi, self.noise(load, q, chi), f, self.gain(load, q, chi) * s.kappa
 
-        return jax.vmap(measure)(*out.value), out.status
-
-    def coexistence(self, given: str, value: Array) -> tuple[Array, Array, Status]:
-        """(T, load) where the pattern and the state without it have one free energy; NaN where they never do.
-
-        Newton's method in T or the load and the (m, chi) of both states, all five at once, from a bisection.
-        """
-        limit_t, limit_load, _ = lax.stop_gradient(self.line("fold", given, value))
-        at = (lambda x: (x, value)) if given == "temperature" else (lambda x: (value, x))
-        limit = limit_load if given == "temperature" else limit_t
-
-        def free(x, load, t):
-            return self.free_energy(load, x[0], x[1], t, self.averages(x, load, t).log)
-
-        def gap(x):
-            m, chi = self.starts(*at(x))
-            f = jax.vmap(lambda m, chi: free((m, chi), *at(x)))(m, chi)
-            return f[1] - f[0]
-
-        low = 1e-4 * limit
-        x = bisect(gap, low, limit * (1 - 1e-9), 30)
-        m, chi = self.starts(*at(x))
-
-        def residual(u):
-            load, t = at(u[4])
-            states = [(u[0], u[1]), (u[2], u[3])]
-            moved = [self.update(s, load, t) for s in states]
-            parts = [a - b for s, new in zip(states, moved, strict=True) for a, b in zip(s, new, strict=True)]
-            return jnp.stack([*parts, free(states[1], load, t) - free(states[0], load, t)])
-
-        start = lax.stop_gradient(jnp.stack([m[0], chi[0], m[1], chi[1], x]))
-        out = fixed_point(lambda u: u - residual(u), start, method=Newton(), tol=1e-10, max_steps=20)
-        load, temperature = at(jnp.where(out.status.ok & (gap(low) > 0), out.value[4], jnp.nan))
-        return temperature, load, out.status
+        return jax.vmap(measure)(x[:, 0], x[:, 1]), state
 
     def point(self, t: Array, y: Array) -> tuple[Array, Array, Array, Array]:
-        """(T, load, stability, m) at t = T/h and y = h / sqrt(V); stability < 1 is that of replica symmetry."""
+        r"""(T, load, turn, stability) at t = T/h and $y = h/\sqrt V$.
+
+        `turn` is det(1 - d update), which is 1 at strong signals and 0 at the fold; `stability` < 1 is that of replica
+        symmetry.
+        """
+        p = self.p
         s = site(jnp.ones_like(t), 1 / y**2, t)
-        h = s.m ** (self.p - 1)
-        q, chi = 1 - t * s.chi, s.chi / h
+        h, slope = s.m ** (p - 1), (p - 1) * s.m ** (p - 2)
+        temperature, q, chi = h * t, 1 - t * s.chi, s.chi / h
         load = (h / y) ** 2 / self.noise(1.0, q, chi)
-        return h * t, load, self.gain(load, q, chi) * s.kappa / h**2, s.m
+        gain = self.gain(load, q, chi)
+        feedback = -temperature * gain + (2 * load * q / (1 - chi) ** 3 if p == 2 else 0.0)  # dV/dchi
+        chi1, chi2 = s.chi1 / h**2, s.chi2 / h**3
+        turn = (1 - slope * chi) * (1 - 0.5 * chi2 * feedback) - 0.5 * slope * chi1**2 * feedback
+        return temperature, load, turn, gain * s.kappa / h**2
 
-    def line(self, kind: str, given: str, value: Array) -> tuple[Array, Array, Status]:
-        """(T, load) where the line `kind` (`fold`: retrieval ends, `stability`) has temperature or load `value`."""
-        entry = ("temperature", "load").index(given)
-        # Newton's unknowns are t, which may be 0, and log y; a load spans decades, a temperature does not.
-        scale = jnp.asarray if entry == 0 else lambda v: jnp.log(jnp.maximum(v, 1e-30))
+    def line(self, kind: Any, given: Any, value: Array) -> tuple[Array, Array, Status]:
+        """(T, load) where the line `kind` (0: retrieval ends, 1: replica symmetry breaks) has the temperature (`given`
+        0) or the load (1) `value`; NaN where there is none."""
 
-        def residual(u):
-            t, load, stability, _ = self.point(u[0], jnp.exp(u[1]))
-            second = jnp.log(stability) if kind == "stability" else _twist(self._place, u)
-            return jnp.stack([scale((t, load)[entry]) - scale(value), second])
+        def both(u, value):
+            # Newton's unknowns are t, which may be 0, and log y; a load spans decades, a temperature does not.
+            t, load, turn, stability = self.point(u[0], jnp.exp(u[1]))
+            place = jnp.where(given == 0, t - value, jnp.log(load) - jnp.log(jnp.maximum(value, 1e-30)))
+            return jnp.stack([place, jnp.where(kind == 0, turn, -jnp.log(stability))]), turn
 
-        start = lax.stop_gradient(self._start(residual))
-        out = fixed_point(lambda u: u - residual(u), start, method=Newton(), tol=1e-10, max_steps=60)
-        t, load, *_ = self.point(out.value[0], jnp.exp(out.value[1]))
-        nan = lambda v: jnp.where(out.status.ok, v, jnp.nan)
-        return nan(t), nan(load), out.status
+        start = self._start(lambda u: both(u, lax.stop_gradient(value)))
+        u, state = newton(lambda u: both(u, value)[0], start, tol=1e-10, steps=60)
+        t, load, turn, _ = self.point(u[0], jnp.exp(u[1]))
+        good = state.ok & (turn > -1e-6)
+        nan = lambda v: jnp.where(good, v, jnp.nan)
+        return nan(t), nan(load), state
 
-    def _place(self, u):
-        t, load, *_ = self.point(u[0], jnp.exp(u[1]))
-        return jnp.stack([t, jnp.log(load)])
-
-    def _start(self, residual):
-        """In every row of fixed t come down from the strongest signal to where the line is met; the row that meets it
-        nearest to the target."""
-        ts = jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-5, 0.02, 20), jnp.geomspace(0.021, 50.0, 70)])
+    def _start(self, both):
+        """In every row of fixed t come down from the strongest signal to where the line is met, the branch being still
+        that of retrieval; the row that meets it nearest to the target. NaN where none does."""
+        ts = jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-7, 0.02, 20), jnp.geomspace(0.021, 50.0, 70)])
         log_y = jnp.linspace(math.log(30.0), math.log(0.05), 64)
 
         def row(t):
-            values = jax.vmap(lambda log_y: residual(jnp.stack([t, log_y])))(log_y)
-            beyond = ~(values[:, 1] < 0)
-            first = jnp.argmax(beyond)
-            gap = jnp.where((first > 0) & beyond[first], jnp.abs(values[first, 0]), jnp.inf)
-            return gap, jnp.stack([t, log_y[first]])
+            at = lambda v: jnp.stack([t, v])
+            values, turn = jax.vmap(lambda v: both(at(v)))(log_y)
+            beyond = ~(values[:, 1] > 0)
+            i = jnp.argmax(beyond)
+            met = (i > 0) & beyond[i] & (turn[i - 1] > 0)
+            return jnp.where(met, jnp.abs(values[i, 0]), jnp.inf), at(log_y[i])
 
         gap, u = lax.map(row, ts)
-        return u[jnp.argmin(gap)]
+        i = jnp.argmin(gap)
+        return jnp.where(jnp.isfinite(gap[i]), u[i], jnp.nan)
 
+    def coexistence(self, given: Any, value: Array, limit: Array) -> tuple[Array, Array, Status]:
+        """(T, load) where the pattern and the state without it have one free energy; NaN where they never do; `limit` is the load
+        or temperature at which retrieval ends there.
 
-def _twist(f, u):
-    """Determinant of the 2 x 2 Jacobian."""
-    j = jax.jacfwd(f)(u)
-    return j[0, 0] * j[1, 1] - j[0, 1] * j[1, 0]
+        Newton's method in T or the load and the (m, chi) of both states, all five at once, from a bisection.
+        """
+        at = lambda x: (jnp.where(given == 0, x, value), jnp.where(given == 0, value, x))  # load, temperature
 
+        def free(x, load, t):
+            s = self.averages(x, load, t)
+            return self.free_energy(load, x[0], x[1], t, s.log), jnp.stack([s.m - x[0], s.chi - x[1]])
 
-def _descend(step, x, max_steps: int = 20000):
-    """Damped iteration from above, which stops at the first solution it meets."""
+        fixed = lax.stop_gradient(value)
 
-    def more(carry):
-        _, change, k = carry
-        return (change > 1e-11) & (k < max_steps)
+        def gap(x):
+            place = jnp.where(given == 0, x, fixed), jnp.where(given == 0, fixed, x)
+            f = jax.vmap(lambda *v: free(v, *place)[0])(*self.starts(*place))
+            return f[1] - f[0]
 
-    def go(carry):
-        x, _, k = carry
-        new = step(x)
-        # Half steps: the response feeds back on itself with a negative sign for p = 2.
-        x2 = jax.tree.map(lambda a, b: 0.5 * (a + b), x, new)
-        return x2, jnp.maximum(jnp.abs(x2[0] - x[0]), jnp.abs(x2[1] - x[1])), k + 1
+        def residual(u):
+            f, off = jax.vmap(lambda m, chi: free((m, chi), *at(u[4])))(u[0:4:2], u[1:4:2])
+            return jnp.append(off.ravel(), f[1] - f[0])
 
-    out, _, _ = lax.while_loop(more, go, (x, jnp.ones_like(x[0]), jnp.zeros((), jnp.int32)))
-    return out
+        low = 1e-4 * limit
+        x = bisect(gap, low, limit * (1 - 1e-9), 30)
+        u, state = newton(residual, jnp.append(jnp.stack(self.starts(*at(x)), 1).ravel(), x), tol=1e-10)
+        # Where the pattern is nowhere the lower one, bisection ends at its lower end.
+        load, temperature = at(jnp.where(state.ok & (x > 1.01 * low), u[4], jnp.nan))
+        return temperature, load, state
 
 
 class Order(eqx.Module):
@@ -269,11 +241,16 @@ class Phase(IntEnum):
     retrieval = 3
 
 
-@eqx.filter_jit
-def solve(memory: Memory, load: Array, temperature: Array, start: str) -> Order:
+def solve(memory: Memory, load: Any, temperature: Any, start: str) -> Order:
     """The branch `start` of a memory at one load and temperature."""
+    # One compiled program for both branches.
+    branch = jnp.asarray(("retrieval", "glass").index(start), jnp.int32)
+    return _solve(memory, jnp.asarray(load, float), jnp.asarray(temperature, float), branch)
+
+
+@eqx.filter_jit
+def _solve(memory, load, temperature, i):
     (m, q, chi, noise, f, stability), state = memory.order(load, temperature)
-    i = ("retrieval", "glass").index(start)
     remembers = jnp.abs(m[i]) > 1e-5
     without = jnp.where(q[i] > 1e-7, Phase.glass, Phase.paramagnet)
     phase = jnp.where(remembers, jnp.where(f[0] <= f[1], Phase.retrieval, Phase.metastable), without)
@@ -282,10 +259,24 @@ def solve(memory: Memory, load: Array, temperature: Array, start: str) -> Order:
     return Order(m[i], q[i], r, chi[i], noise[i], f[i], stability[i], phase.astype(jnp.int32), state)
 
 
+def line(memory: Memory, kind: str, given: str, value: Any) -> tuple[Array, Array, Status]:
+    """(T, load) of the line `kind`: fold, stability or coexistence, at this temperature or load."""
+    integer = lambda names, name: jnp.asarray(names.index(name), jnp.int32)
+    given, value = integer(("temperature", "load"), given), jnp.asarray(value, float)
+    if kind != "coexistence":
+        return _line(memory, integer(("fold", "stability"), kind), given, value)
+    limit = _line(memory, integer(("fold",), "fold"), given, lax.stop_gradient(value))
+    return _coexistence(memory, given, value, jnp.where(given == 0, limit[1], limit[0]))
+
+
 @eqx.filter_jit
-def line(memory: Memory, kind: str, given: str, value: Array) -> tuple[Array, Array, Status]:
-    """(T, load) of the line `kind`: fold, coexistence or stability, at this temperature or load."""
-    return memory.coexistence(given, value) if kind == "coexistence" else memory.line(kind, given, value)
+def _line(memory, kind, given, value):
+    return memory.line(kind, given, value)
+
+
+@eqx.filter_jit
+def _coexistence(memory, given, value, limit):
+    return memory.coexistence(given, value, limit)
 
 
 def check_state(load: Any, temperature: Any, name: str) -> None:

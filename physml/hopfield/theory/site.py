@@ -23,13 +23,17 @@ NODES = 321
 
 class Site(eqx.Module):
     r"""`m` $= \langle\tanh\rangle$, `q` $= \langle\tanh^2\rangle$, `chi` $= \beta\langle\mathrm{sech}^2\rangle$,
-    `kappa` $= \beta^2\langle\mathrm{sech}^4\rangle$, `log` $= T\langle\ln 2\cosh\rangle$."""
+    `kappa` $= \beta^2\langle\mathrm{sech}^4\rangle$, `log` $= T\langle\ln 2\cosh\rangle$, and the derivatives of chi with
+    respect to the mean field, `chi1` and `chi2`. Because a Gaussian diffuses, $\partial_V = \frac12\partial_h^2$: those of m are
+    $\partial_h m = \chi$ and $\partial_V m = \chi_1/2$."""
 
     m: Array
     q: Array
     chi: Array
     kappa: Array
     log: Array
+    chi1: Array
+    chi2: Array
 
 
 @jax.custom_jvp
@@ -66,20 +70,15 @@ def site(mean: Array, variance: Array, temperature: Array) -> Site:
     # The root has an infinite slope at 0, where every average is smooth in the variance.
     spread = jnp.sqrt(variance + 1e-20)
     z, w = lax.stop_gradient(nodes(-mean / spread, t / spread))
-    field = mean + spread * z
+    # Derivatives go through whichever is the smoother: the density of the field at fixed nodes, or, where the noise is
+    # narrower than the step of the tanh, the field at fixed noise.
+    moves = lax.stop_gradient(spread < t)
+    held = lambda v: jnp.where(moves, v, lax.stop_gradient(v))
+    field = held(mean + spread * z)
+    moved = jnp.where(moves, z, (field - mean) / spread)
+    w = w * jnp.exp(0.5 * (z - moved) * (z + moved)) * held(spread) / spread
     tanh, slope, log = spin(field / t)
     slope = slope / t
-    return Site(w @ tanh, w @ tanh**2, w @ slope, w @ slope**2, t * (w @ log))
-
-
-def bisect(f, low: Array, high: Array, steps: int = 60) -> Array:
-    """The sign change of f between low, where f > 0, and high."""
-
-    def halve(_, ends):
-        a, b = ends
-        middle = 0.5 * (a + b)
-        up = f(middle) > 0
-        return jnp.where(up, middle, a), jnp.where(up, b, middle)
-
-    a, b = jax.lax.fori_loop(0, steps, halve, (low, high))
-    return lax.stop_gradient(0.5 * (a + b))
+    # Derivatives by parts, on the Gaussian: those of the step are not resolved at low temperature.
+    chi1, chi2 = (w * slope) @ moved / spread, (w * slope) @ (moved**2 - 1) / spread**2
+    return Site(w @ tanh, w @ tanh**2, w @ slope, w @ slope**2, t * (w @ log), chi1, chi2)
