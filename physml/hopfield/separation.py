@@ -226,7 +226,7 @@ class Polynomial(AbstractStreamed):
     Homogeneous, so $\beta$ drops out; without a positive overlap the weights are zero. `degree` n >= 2.
     """
 
-    degree: float = eqx.field(static=True, default=4)
+    degree: int | float = eqx.field(static=True, default=4)
 
     def __check_init__(self):
         if not self.degree >= 2:
