@@ -1,7 +1,7 @@
 r"""Dense associative memories: patterns that interact p spins at a time.
 
 $$H = -\sum_{\mu=1}^{K}\frac{N}{p}\, m_\mu^p \quad\text{(raw)},\qquad
-  H = -\frac{(p-1)!}{N^{p-1}}\sum_\mu\sum_{i_1<\dots<i_p}\xi^\mu_{i_1}s_{i_1}\cdots\xi^\mu_{i_p}s_{i_p}\quad\text{(distinct)}$$
+  H = -\frac{(p-1)!}{N^{p-1}}\sum_\mu\sum_{i_1<\dots<i_p}\prod_{k=1}^p\xi^\mu_{i_k}s_{i_k}\quad\text{(distinct)}$$
 
 They differ in sums with equal indices, which for $K = a N^{p-1}/(p-1)!$ patterns are of the order of the noise. With
 $V = a q^{p-1}$ (distinct) or $V = a\sum_k \frac{c_k^2 k!}{(p-1)!}q^k$, $x^{p-1} = \sum_k c_k\mathrm{He}_k(x)$ (raw),
@@ -11,8 +11,8 @@ $$m = \int Dz\tanh\beta(m^{p-1} + \sqrt V z),\qquad q = \int Dz\tanh^2\beta(m^{p
 $$f = \frac{p-1}{p}m^p - \frac\beta2\bigl[\Gamma(1) - \Gamma(q) - (1 - q)\Gamma'(q)\bigr]
   - T\int Dz\ln 2\cosh\beta(m^{p-1} + \sqrt V z),\qquad \Gamma' = V$$
 
-For p = 3 the raw sum leaves $V = a(q^2 + \tfrac12)$, an exact random field. At T = 0, where q = 1, one convention is the
-other at a load $(2p-3)!!/(p-1)!$ times as large.
+For p = 3 the raw sum leaves $V = a(q^2 + \tfrac12)$, an exact random field. At T = 0, where q = 1, one convention is
+the other at a load $(2p-3)!!/(p-1)!$ times as large.
 
 **See** Gardner, J. Phys. A 20, 3453 (1987); Krotov and Hopfield (2016) for the raw power.
 """
@@ -20,12 +20,11 @@ other at a load $(2p-3)!!/(p-1)!$ times as large.
 import math
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from physml.core.float64 import in_float64
-from physml.core.types import Scalar, is_traced
+from physml.core.types import Scalar
 from physml.hopfield.theory.replica import Convention, Memory, Order, check_order, check_state, line, solve
 
 

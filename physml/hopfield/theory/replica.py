@@ -7,8 +7,8 @@ $$m = \langle\tanh\beta(h + \sqrt V z)\rangle, \quad \chi = \beta\langle\mathrm{
 
 With t = T/h and $y = h/\sqrt V$ every quantity is an explicit function of (t, y): the averages are those of the field
 1 + z/y at temperature t, then $h = m^{p-1}$, T = h t, $\chi$ is divided by h, and the load follows from V. The plane
-(t, y) is thus mapped onto the phase diagram without solving anything; the map folds where the
-state it came from turns back, which is where retrieval ends, and a line of the diagram is a root of two equations in two unknowns.
+(t, y) is thus mapped onto the phase diagram without solving anything, and a line of the diagram is a root of two
+equations in two unknowns. Retrieval ends where det(1 - d update) vanishes.
 """
 
 import math
@@ -39,8 +39,11 @@ def noise_series(p: int, convention: str) -> tuple[tuple[int, float], ...]:
     n = p - 1
     if convention == "distinct":
         return ((n, 1.0),)
-    c = {n - 2 * j: math.factorial(n) // (2**j * math.factorial(j) * math.factorial(n - 2 * j)) for j in range((n // 2) + 1)}
-    return tuple((k, v**2 * math.factorial(k) / math.factorial(n)) for k, v in sorted(c.items()))
+    c = {
+        n - 2 * j: math.factorial(n) // (2**j * math.factorial(j) * math.factorial(n - 2 * j))
+        for j in range((n // 2) + 1)
+    }
+    return tuple((k, v**2 * f(k) / f(n)) for k, v in sorted(c.items()))
 
 
 def check_order(p: int, convention: str) -> None:
@@ -147,10 +150,11 @@ class Memory(eqx.Module):
         0) or the load (1) `value`; NaN where there is none."""
 
         def both(u, value):
-            # Newton's unknowns are t, which may be 0, and log y; a load spans decades, a temperature does not.
+            # Newton's unknowns are t, which may be 0, and log y; a load spans decades, a temperature does not, and
+            # 1 / stability is linear in t where that is small.
             t, load, turn, stability = self.point(u[0], jnp.exp(u[1]))
             place = jnp.where(given == 0, t - value, jnp.log(load) - jnp.log(jnp.maximum(value, 1e-30)))
-            return jnp.stack([place, jnp.where(kind == 0, turn, -jnp.log(stability))]), turn
+            return jnp.stack([place, jnp.where(kind == 0, turn, 1 / stability - 1)]), turn
 
         start = self._start(lambda u: both(u, lax.stop_gradient(value)))
         u, state = newton(lambda u: both(u, value)[0], start, tol=1e-10, steps=60)
@@ -178,8 +182,8 @@ class Memory(eqx.Module):
         return jnp.where(jnp.isfinite(gap[i]), u[i], jnp.nan)
 
     def coexistence(self, given: Any, value: Array, limit: Array) -> tuple[Array, Array, Status]:
-        """(T, load) where the pattern and the state without it have one free energy; NaN where they never do; `limit` is the load
-        or temperature at which retrieval ends there.
+        """(T, load) where the pattern and the state without it have one free energy; NaN where they never do;
+        `limit` is the load or temperature at which retrieval ends there.
 
         Newton's method in T or the load and the (m, chi) of both states, all five at once, from a bisection.
         """
@@ -262,11 +266,11 @@ def _solve(memory, load, temperature, i):
 def line(memory: Memory, kind: str, given: str, value: Any) -> tuple[Array, Array, Status]:
     """(T, load) of the line `kind`: fold, stability or coexistence, at this temperature or load."""
     integer = lambda names, name: jnp.asarray(names.index(name), jnp.int32)
-    given, value = integer(("temperature", "load"), given), jnp.asarray(value, float)
+    entry, value = integer(("temperature", "load"), given), jnp.asarray(value, float)
     if kind != "coexistence":
-        return _line(memory, integer(("fold", "stability"), kind), given, value)
-    limit = _line(memory, integer(("fold",), "fold"), given, lax.stop_gradient(value))
-    return _coexistence(memory, given, value, jnp.where(given == 0, limit[1], limit[0]))
+        return _line(memory, integer(("fold", "stability"), kind), entry, value)
+    limit = _line(memory, integer(("fold",), "fold"), entry, lax.stop_gradient(value))
+    return _coexistence(memory, entry, value, jnp.where(entry == 0, limit[1], limit[0]))
 
 
 @eqx.filter_jit

@@ -23,9 +23,9 @@ NODES = 321
 
 class Site(eqx.Module):
     r"""`m` $= \langle\tanh\rangle$, `q` $= \langle\tanh^2\rangle$, `chi` $= \beta\langle\mathrm{sech}^2\rangle$,
-    `kappa` $= \beta^2\langle\mathrm{sech}^4\rangle$, `log` $= T\langle\ln 2\cosh\rangle$, and the derivatives of chi with
-    respect to the mean field, `chi1` and `chi2`. Because a Gaussian diffuses, $\partial_V = \frac12\partial_h^2$: those of m are
-    $\partial_h m = \chi$ and $\partial_V m = \chi_1/2$."""
+    `kappa` $= \beta^2\langle\mathrm{sech}^4\rangle$, `log` $= T\langle\ln 2\cosh\rangle$, and the derivatives of chi
+    with respect to the mean field, `chi1` and `chi2`. Because a Gaussian diffuses, $\partial_V = \frac12\partial_h^2$: those
+    of m are $\partial_h m = \chi$ and $\partial_V m = \chi_1/2$."""
 
     m: Array
     q: Array
@@ -65,7 +65,7 @@ def nodes(centre: Array, width: Array, n: int = NODES) -> tuple[Array, Array]:
 
 
 def site(mean: Array, variance: Array, temperature: Array) -> Site:
-    """Averages over a Gaussian field of this mean and variance (scalars, float64); smooth in all three, T = 0 included."""
+    """Averages over a Gaussian field of this mean and variance: float64 scalars; smooth in all three, and at T = 0."""
     t = jnp.maximum(temperature, COLDEST)
     # The root has an infinite slope at 0, where every average is smooth in the variance.
     spread = jnp.sqrt(variance + 1e-20)

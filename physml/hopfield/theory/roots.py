@@ -1,0 +1,77 @@
+"""Roots of small systems: lean Newton steps from a good start, bisection, descent; derivatives are implicit.
+
+`core.fixed_point` guards Newton's method by halving its steps, which multiplies what has to be compiled. The starts
+here come from grids, bisections or descents, so plain steps do.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from physml.core.status import Code, Status, status
+
+
+def newton(f: Callable[[Array], Array], start: Array, *, tol: float = 1e-11, steps: int = 30) -> tuple[Array, Status]:
+    """x (n,) with f(x) = 0, and `ok` or `not_converged`: whether the last step was below `tol` (1 + max|x|).
+
+    Arrays that f captures may be differentiated, to any order.
+    """
+
+    def run(f, x):
+        def both(x):
+            value = f(x)
+            return value, value
+
+        def more(carry):
+            x, size, k = carry
+            return (size > tol * (1 + jnp.max(jnp.abs(x)))) & (k < steps)
+
+        def step(carry):
+            x, _, k = carry
+            jacobian, value = jax.jacfwd(both, has_aux=True)(x)
+            move = jnp.linalg.solve(jacobian, value)
+            return x - move, jnp.max(jnp.abs(move)), k + 1
+
+        zero = jnp.zeros((), jnp.int32)
+        x, size, k = lax.while_loop(more, step, (x, jnp.full((), jnp.inf, x.dtype), zero))
+        good = size <= tol * (1 + jnp.max(jnp.abs(x)))
+        # custom_root gives its auxiliary output float tangents, so counters travel as floats.
+        return x, (good.astype(x.dtype), k.astype(x.dtype))
+
+    tangent = lambda linear, b: jnp.linalg.solve(jax.jacfwd(linear)(b), b)
+    x, (good, k) = lax.custom_root(f, lax.stop_gradient(start), run, tangent, has_aux=True)
+    return x, status(jnp.where(good > 0, Code.ok, Code.not_converged), k.astype(jnp.int32))
+
+
+def bisect(f: Callable[[Array], Array], low: Array, high: Array, steps: int = 60) -> Array:
+    """The sign change of f between low, where f > 0, and high."""
+
+    def halve(_, ends):
+        a, b = ends
+        middle = 0.5 * (a + b)
+        up = f(middle) > 0
+        return jnp.where(up, middle, a), jnp.where(up, b, middle)
+
+    a, b = lax.fori_loop(0, steps, halve, (low, high))
+    return 0.5 * (a + b)
+
+
+def descend(step: Callable[[Any], Any], x: Any, *, tol: float = 1e-11, max_steps: int = 20000) -> Any:
+    """Half steps x <- (x + step(x)) / 2 from above, which stop at the first fixed point they meet."""
+
+    def more(carry):
+        _, change, k = carry
+        return (change > tol) & (k < max_steps)
+
+    def go(carry):
+        x, _, k = carry
+        new = jax.tree.map(lambda a, b: 0.5 * (a + b), x, step(x))
+        moved = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), x, new))
+        return new, jnp.max(jnp.stack(moved)), k + 1
+
+    out, _, _ = lax.while_loop(more, go, (x, jnp.full((), jnp.inf), jnp.zeros((), jnp.int32)))
+    return out
