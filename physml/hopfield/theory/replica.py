@@ -43,7 +43,7 @@ def noise_series(p: int, convention: str) -> tuple[tuple[int, float], ...]:
         n - 2 * j: math.factorial(n) // (2**j * math.factorial(j) * math.factorial(n - 2 * j))
         for j in range((n // 2) + 1)
     }
-    return tuple((k, v**2 * f(k) / f(n)) for k, v in sorted(c.items()))
+    return tuple((k, v**2 * math.factorial(k) / math.factorial(n)) for k, v in sorted(c.items()))
 
 
 def check_order(p: int, convention: str) -> None:

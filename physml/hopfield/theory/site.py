@@ -24,8 +24,8 @@ NODES = 321
 class Site(eqx.Module):
     r"""`m` $= \langle\tanh\rangle$, `q` $= \langle\tanh^2\rangle$, `chi` $= \beta\langle\mathrm{sech}^2\rangle$,
     `kappa` $= \beta^2\langle\mathrm{sech}^4\rangle$, `log` $= T\langle\ln 2\cosh\rangle$, and the derivatives of chi
-    with respect to the mean field, `chi1` and `chi2`. Because a Gaussian diffuses, $\partial_V = \frac12\partial_h^2$: those
-    of m are $\partial_h m = \chi$ and $\partial_V m = \chi_1/2$."""
+    with respect to the mean field, `chi1` and `chi2`. Because a Gaussian diffuses, $\partial_V = \frac12\partial_h^2$:
+    those of m are $\partial_h m = \chi$ and $\partial_V m = \chi_1/2$."""
 
     m: Array
     q: Array
