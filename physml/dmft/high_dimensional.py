@@ -45,9 +45,7 @@ class Forward(AbstractScheme):
     def run(self, model, start, noise):
         if not isinstance(model, NarrowNetwork):
             raise ValueError(f"{type(model).__name__} has no rows of samples: its equations need FixedPoint or Causal")
-        # Compiled once for a model's sizes, where nothing is traced: an eager scan is compiled at every call.
-        forward = _forward if is_traced((model, noise)) else eqx.filter_jit(_forward)
-        filled = forward(model, noise)
+        filled = _forward(model, noise)
         order = model.report(filled)
         bad = ~(jnp.isfinite(order.train) & jnp.isfinite(order.test))
         code = jnp.where(bad.any(), jnp.asarray(Code.diverged, jnp.int32), model.verdict(order))

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from physml.core.fixed_point import AbstractIteration, Damped, History, fixed_point
 from physml.core.float64 import in_float64
 from physml.core.status import Code, Status, status
-from physml.core.types import Key, Scalar, widest
+from physml.core.types import Key, Scalar, is_traced, widest
 from physml.dmft.average import AbstractAverage, MonteCarlo, Sample
 from physml.dmft.causal import fill
 
@@ -173,7 +173,14 @@ def solve(
     average = model.average if noise is None else noise
     if average is not None and not isinstance(average, AbstractAverage):
         raise ValueError(f"noise must be Quadrature(...) or MonteCarlo(...), got {average!r}")
-    return (in_float64(_solve) if model.precise else _solve)(model, scheme, average, key, start)
+    # Where nothing is traced, one program serves all numbers: an eager loop would be compiled at every call.
+    run = _solve if is_traced((model, scheme, key, start)) else _compiled
+    return (in_float64(run) if model.precise else run)(model, scheme, average, key, start)
+
+
+def _compiled(model, scheme, average, key, start):
+    numbers = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf
+    return _program(jax.tree.map(numbers, model), scheme, average, key, start)
 
 
 def _solve(model, scheme, average, key, start):
@@ -186,3 +193,6 @@ def _solve(model, scheme, average, key, start):
     updates = lax.map(lambda batch: model.finish(model.update(out.unknowns, batch)), average.split(sample))
     error = jax.tree.map(lambda a: jnp.std(a, axis=0, ddof=1) / average.batches**0.5, updates)
     return eqx.tree_at(lambda out: out.error, out, error, is_leaf=lambda leaf: leaf is None)
+
+
+_program = eqx.filter_jit(_solve)

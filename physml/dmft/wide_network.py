@@ -105,7 +105,9 @@ class WideNetwork(AbstractModel):
         if self.dt <= 0 or abs(self.t_max / self.dt - self.steps) > 1e-6 * self.steps:
             raise ValueError(f"dt must be positive and divide t_max, got dt={self.dt}, t_max={self.t_max}")
         if self.momentum is not None and not is_traced(self.momentum) and float(self.momentum) < 2 * self.dt:
-            raise ValueError(f"momentum is a time of at least 2 dt = {2 * self.dt:g}, got {self.momentum}; None has none")
+            raise ValueError(
+                f"momentum is a time of at least 2 dt = {2 * self.dt:g}, got {self.momentum}; None has none"
+            )
         if not is_traced(self.kernel):
             values = np.linalg.eigvalsh(np.asarray(self.kernel, np.float64))
             if values[0] < -1e-5 * abs(values[-1]) or not np.allclose(

@@ -56,8 +56,11 @@ def test_ageing_solves_its_equations_and_meets_the_transition():
 
 def test_gradient_against_finite_differences_and_the_global_map():
     with jax.enable_x64(True):
-        solve = lambda T, J: dmft.solve(SphericalPSpin(p=3, temperature=T, t_max=2.0, dt=0.1, coupling=J)).order
-        energy = lambda T, J: solve(T, J).energy[-1] + solve(T, J).C[-1, 7]
+
+        def energy(T, J):
+            order = dmft.solve(SphericalPSpin(p=3, temperature=T, t_max=2.0, dt=0.1, coupling=J)).order
+            return order.energy[-1] + order.C[-1, 7]
+
         to_T, to_J = jax.jit(jax.grad(energy, (0, 1)))(0.3, 1.1)
         h = 1e-4
         assert abs(to_T - (energy(0.3 + h, 1.1) - energy(0.3 - h, 1.1)) / (2 * h)) < 1e-6
