@@ -61,9 +61,9 @@ def _amit(alpha, temperature, start):
 def amit_lines(alpha: Scalar) -> Lines:
     r"""Every transition temperature at load `alpha` > 0.
 
-    $T_g = 1 + \sqrt\alpha$; $T_M$ is a fold, found by Newton's method in two unknowns; $T_c$ equates free energies;
-    $T_R$ is where $\frac{\alpha}{(1-\chi)^2}\beta^2\int Dz\,\mathrm{sech}^4 = 1$ on the retrieval branch. NaN where there
-    is none: $T_M$ above .1382, $T_c$ above .052, $T_R$ below .055, where it is under $10^{-5}$ and not resolved.
+    $T_g = 1 + \sqrt\alpha$; $T_M$ is a fold, found by Newton's method in two unknowns; $T_c$ equates free energies; at
+    $T_R$ the retrieval branch has $\frac{\alpha}{(1-\chi)^2}\beta^2\int Dz\,\mathrm{sech}^4 = 1$. NaN where a line does
+    not exist: $T_M$ above .1382, $T_c$ above .052, $T_R$ below .055, where it is under $10^{-5}$ and not resolved.
     """
     check_state(alpha, 0.0, "alpha")
     return _amit_lines(alpha)
