@@ -24,14 +24,16 @@ def _within(sample, expected, z=5.0):
 @pytest.mark.parametrize("name", TOYS)
 def test_samples_under_jit(name, key):
     toy = getattr(data, name)
-    x = jax.jit(partial(toy, n=50))(key)
+    compiled = jax.jit(partial(toy, n=50))
+    x = compiled(key)
     assert x.shape == (50, 2) and x.dtype == jnp.float32
     np.testing.assert_allclose(x, toy(key, 50), rtol=1e-4, atol=1e-5)
-    assert not np.array_equal(x, toy(jax.random.key(1), 50))
-    assert jax.vmap(lambda k: toy(k, 3))(jax.random.split(key, 4)).shape == (4, 3, 2)
+    assert not np.array_equal(x, compiled(jax.random.key(1)))
+    shape = jax.eval_shape(jax.vmap(lambda k: toy(k, 3)), jax.random.split(key, 4)).shape
+    assert shape == (4, 3, 2)
     with jax.enable_x64(True):
-        assert toy(key, 5).dtype == jnp.float64
-        assert toy(key, 5, dtype=jnp.float32).dtype == jnp.float32
+        assert jax.eval_shape(partial(toy, n=5), key).dtype == jnp.float64
+        assert jax.eval_shape(partial(toy, n=5, dtype=jnp.float32), key).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", ["eight_gaussians", "grid_gaussians"])
