@@ -284,11 +284,9 @@ def plot(result: Result) -> Any:
     import matplotlib.pyplot as plt
 
     a = result.arrays
-    names = ["loss", "score", "tables"]
-    figure, axes = plt.subplot_mosaic(
-        [names, ["bags"] * 3], figsize=(13, 6.5), layout="constrained", height_ratios=(1.3, 1)
-    )
-    loss, score, tables, bags = (axes[name] for name in (*names, "bags"))
+    panels: Any = [["loss", "score", "tables"], ["bags"] * 3]
+    figure, axes = plt.subplot_mosaic(panels, figsize=(13, 6.5), layout="constrained", height_ratios=(1.3, 1))
+    loss, score, tables, bags = (axes[name] for name in ("loss", "score", "tables", "bags"))
     kinds = [k.removeprefix("loss ") for k in a if k.startswith("loss ")]
     for kind in kinds:
         loss.semilogy(a[f"loss {kind}"], lw=1, label=kind)
