@@ -16,12 +16,15 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 
-def fill(row: Callable[[Any, PyTree, Array], PyTree], args: Any, order: PyTree, steps: int) -> PyTree:
+def fill(
+    row: Callable[[Any, PyTree, Array], PyTree], args: Any, order: PyTree, steps: int, *, forward: bool = False
+) -> PyTree:
     """`order` with `leaf[k + 1] = row(args, order, k)` for k = 0, ..., steps - 1.
 
     **Arguments.** `row(args, order, k)`: row k + 1 of every leaf of `order`; it may read rows up to k only, for
     which later rows count as zero times whatever they hold (mask, do not slice). `args`: a pytree; its arrays
     are differentiated. `order`: arrays with a leading axis of at least steps + 1, whose row 0 is the start.
+    `forward`: a plain loop, which has forward-mode derivatives and whose reverse mode stores `order` at every step.
 
     **Cost.** `steps` calls; the gradient (reverse mode) some ten times that, since every row has a cotangent as
     large as `order`, and two more copies of `order`.
@@ -32,12 +35,15 @@ def fill(row: Callable[[Any, PyTree, Array], PyTree], args: Any, order: PyTree, 
 
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
-    @jax.custom_vjp
-    def run(dynamic, order):
+    def loop(dynamic, order):
         write = lambda order, k: (jax.tree.map(lambda a, r: a.at[k + 1].set(r), order, one(dynamic, order, k)), None)
         return lax.scan(write, order, ks)[0]
 
-    def forward(dynamic, order):
+    if forward:
+        return loop(dynamic, order)
+    run = jax.custom_vjp(loop)
+
+    def kept(dynamic, order):
         with jax.enable_x64(x64):
             out = run(dynamic, order)
         return out, (dynamic, out)
@@ -60,5 +66,5 @@ def fill(row: Callable[[Any, PyTree, Array], PyTree], args: Any, order: PyTree, 
         (to_order, to_args), _ = lax.scan(unwrite, start, ks, reverse=True)
         return to_args, to_order
 
-    run.defvjp(forward, backward)
+    run.defvjp(kept, backward)
     return run(dynamic, order)

@@ -29,7 +29,7 @@ from jax import lax
 from jaxtyping import Array
 
 from physml.core.status import Code, status
-from physml.core.types import Key, Scalar, is_traced
+from physml.core.types import Key, Scalar
 from physml.dmft.average import MonteCarlo
 from physml.dmft.causal import fill
 from physml.dmft.descent import Descent, propagator, simulate

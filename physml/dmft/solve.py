@@ -120,24 +120,30 @@ class FixedPoint(AbstractScheme):
             history=self.history,
         )
         order = model.finish(out.value)
-        physical = model.verdict(order)
+        physical = model.verdict(lax.stop_gradient(order))
         code = jnp.where(out.status.ok & (physical > Code.precision_limited), physical, out.status.code)
         return Solution(order, out.residual, status(code, out.steps), out.history, unknowns=out.value)
 
 
 class Causal(AbstractScheme):
-    """Time step by time step, each once. Not-a-number at a step is `diverged` there."""
+    """Time step by time step, each once. Not-a-number at a step is `diverged` there.
+
+    `forward`: for derivatives in forward mode (`jax.jvp`, `jax.jacfwd`), which the lean reverse mode of the default
+    excludes.
+    """
+
+    forward: bool = eqx.field(static=True, default=False)
 
     def run(self, model, start, noise):
         if not isinstance(model, AbstractCausalModel):
             raise ValueError(f"{type(model).__name__} is no causal model: its equations need FixedPoint")
         steps = len(jax.tree.leaves(start)[0]) - 1
-        filled = fill(lambda model, order, k: model.row(order, k), model, start, steps)
+        filled = fill(lambda model, order, k: model.row(order, k), model, start, steps, forward=self.forward)
         bad = [~jnp.isfinite(leaf).reshape(steps + 1, -1).all(1) for leaf in jax.tree.leaves(filled)]
         bad = jnp.stack(bad).any(0)
         order = model.finish(filled)
         first = jnp.where(bad.any(), lax.argmax(bad.astype(jnp.int32), 0, jnp.int32), steps)
-        code = jnp.where(bad.any(), jnp.asarray(Code.diverged, jnp.int32), model.verdict(order))
+        code = jnp.where(bad.any(), jnp.asarray(Code.diverged, jnp.int32), model.verdict(lax.stop_gradient(order)))
         residual = jnp.where(bad.any(), jnp.inf, 0.0).astype(jnp.result_type(jax.tree.leaves(start)[0]))
         return Solution(order, residual, status(code, first), unknowns=filled)
 

@@ -17,10 +17,11 @@ with $\Phi^0$ the kernel of the inputs and $G^{L+1} = 1$. A is strictly causal. 
 $\langle\phi''(h) z\rangle$ on its diagonal (plus $\phi'^2$ times that of the layer above): it vanishes for linear
 networks.
 
-With momentum, $\tau\ddot\theta + \dot\theta = \gamma^2N\sum\Delta\,\partial f$, what was learned at s counts $1 - e^{-(t-s)/\tau}$ at t: both
-$\gamma\Delta(s)$ take this factor, and with the kernels at two times
+With momentum, $\tau\ddot\theta + \dot\theta = \gamma^2N\sum\Delta\,\partial f$, what was learned at s counts
+$1 - e^{-(t-s)/\tau}$ at t: both $\gamma\Delta(s)$ take this factor, and with the kernels at two times
 
-$$\dot f_\mu(t) = \int_0^t\frac{ds}\tau e^{-(t-s)/\tau}\sum_{l,\nu}G^{l+1}_{\mu\nu}(t,s)\,\Phi^l_{\mu\nu}(t,s)\,\Delta_\nu(s).$$
+$$\dot f_\mu(t) = \int_0^t\frac{ds}\tau e^{-(t-s)/\tau}
+  \sum_{l,\nu}G^{l+1}_{\mu\nu}(t,s)\,\Phi^l_{\mu\nu}(t,s)\,\Delta_\nu(s).$$
 """
 
 from collections.abc import Callable

@@ -57,14 +57,17 @@ def test_ageing_solves_its_equations_and_meets_the_transition():
 def test_gradient_against_finite_differences_and_the_global_map():
     with jax.enable_x64(True):
 
-        def energy(T, J):
-            order = dmft.solve(SphericalPSpin(p=3, temperature=T, t_max=2.0, dt=0.1, coupling=J)).order
+        def energy(T, J, scheme=None):
+            model = SphericalPSpin(p=3, temperature=T, t_max=2.0, dt=0.1, coupling=J)
+            order = dmft.solve(model, scheme=scheme).order
             return order.energy[-1] + order.C[-1, 7]
 
         to_T, to_J = jax.jit(jax.grad(energy, (0, 1)))(0.3, 1.1)
         h = 1e-4
         assert abs(to_T - (energy(0.3 + h, 1.1) - energy(0.3 - h, 1.1)) / (2 * h)) < 1e-6
         assert abs(to_J - (energy(0.3, 1.1 + h) - energy(0.3, 1.1 - h)) / (2 * h)) < 1e-6
+        forward = jax.jit(jax.jacfwd(lambda T: energy(T, 1.1, dmft.Causal(forward=True))))
+        assert abs(forward(0.3) - to_T) < 1e-9
         model = SphericalPSpin(p=3, temperature=0.3, t_max=2.0, dt=0.1)
         solution = dmft.solve(model)
         again = model.update(solution.unknowns)
@@ -72,6 +75,12 @@ def test_gradient_against_finite_differences_and_the_global_map():
             jnp.allclose(a, b, atol=1e-12)
             for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(solution.unknowns), strict=True)
         )
+
+
+def test_gradient_of_a_compiled_function_in_single_precision():
+    energy = lambda T: dmft.solve(SphericalPSpin(p=3, temperature=T, t_max=1.0, dt=0.1)).order.energy[-1]
+    outside, inside = jax.grad(jax.jit(energy))(0.3), jax.jit(jax.grad(energy))(0.3)
+    assert outside.dtype == jnp.float32 and abs(outside - inside) < 1e-6
 
 
 def test_a_finite_system_follows():
