@@ -113,7 +113,7 @@ def test_both_precisions_and_zero_temperature(key):
     start = patterns.T.at[:8].multiply(-1)
     with jax.enable_x64(True):
         double = glauber(Dense(patterns.astype(float)), start.astype(float), 4, temperature=0.0, key=key)
-        assert double.spins.dtype == jnp.float64 and bool((double.spins == patterns.T).all())
+        assert double.spins.dtype == jnp.float64 and bool((double.spins == patterns.T.astype(float)).all())
     single = glauber(Dense(patterns), start, 4, temperature=0.0, key=key)
     assert single.spins.dtype == jnp.float32 and bool((single.spins == patterns.T).all())
     assert single.observed.shape == (4, 3)

@@ -1,10 +1,18 @@
 """Replica theory of associative memory: order parameters, free energies and every line of the phase diagrams."""
 
 from physml.hopfield.theory.amit import Lines as Lines, Phase as Phase, amit as amit, amit_lines as amit_lines
+from physml.hopfield.theory.data_sets import DataSetOrder as DataSetOrder, data_set as data_set
 from physml.hopfield.theory.dense import (
     critical_load as critical_load,
     dense as dense,
     raw_load as raw_load,
     transition as transition,
+)
+from physml.hopfield.theory.multitasking import TaskOrder as TaskOrder, multitasking as multitasking
+from physml.hopfield.theory.one_step import (
+    GlassLines as GlassLines,
+    free_energy_one_step as free_energy_one_step,
+    glass_lines as glass_lines,
+    ground_state_load as ground_state_load,
 )
 from physml.hopfield.theory.replica import Order as Order
