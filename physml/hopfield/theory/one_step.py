@@ -33,7 +33,7 @@ from physml.core.status import Code, Status, status
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.theory.replica import Memory, check_order
 from physml.hopfield.theory.roots import bisect, newton
-from physml.hopfield.theory.site import spin
+from physml.hopfield.theory.site import site, spin
 
 NODES = 601
 
@@ -167,15 +167,22 @@ def ground_state_load(p: int) -> Array:
 
 @in_float64
 def _ground_state_load(p):
-    unit = _lines(p, jnp.asarray(p / 2)).energy
+    return _ground(p, _lines(p, jnp.asarray(p / 2)).energy)
+
+
+@eqx.filter_jit
+def _ground(p, unit):
+    """At T = 0 the retrieval branch is explicit in y = h / sqrt(V): bisection along it, from strong signals down."""
     memory, zero = Memory(p), jnp.zeros(())
 
-    @jax.jit
-    def run(unit):
-        def gap(load):
-            (*_, f, _), _ = memory.order(load, zero)
-            return unit * jnp.sqrt(2 * load / p) - f[0]
+    def at(v):
+        """Load, turn and energy of the pattern above that of the glass, at y = exp(v)."""
+        _, load, turn, _ = memory.point(zero, jnp.exp(v))
+        s = site(jnp.ones(()), jnp.exp(-2 * v), zero)
+        h = s.m ** (p - 1)
+        pattern = memory.free_energy(load, s.m, s.chi / h, zero, h * s.log)
+        return load, turn, unit * jnp.sqrt(2 * load / p) - pattern
 
-        return bisect(gap, jnp.asarray(1e-3), memory.line(0, 0, zero)[1] * (1 - 1e-9), 40)
-
-    return run(unit)
+    top = jnp.log(jnp.asarray(30.0))
+    v = bisect(lambda v: jnp.minimum(*at(v)[1:]), top, jnp.log(jnp.asarray(0.5)))
+    return at(v)[0]
