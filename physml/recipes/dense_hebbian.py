@@ -192,8 +192,8 @@ def plot(result: Result) -> Any:
     import matplotlib.pyplot as plt
 
     a = result.arrays
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.8), layout="constrained")
-    sizes, curve, needed, images = axes
+    figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.5), layout="constrained")
+    sizes, curve, needed, images = axes.ravel()
     for i, learning in enumerate(("supervised", "unsupervised")):
         if f"fit {learning}" in a:
             limit, slope, width, theory = a[f"fit {learning}"]
@@ -218,7 +218,10 @@ def plot(result: Result) -> Any:
         for name in ("shown", "retrieved 2", "retrieved 3", "retrieved 6"):
             full = np.zeros((8, len(a["live"])))
             full[:, a["live"]] = a[name]
-            rows.append(np.concatenate(full.reshape(8, side, side), 1))
+            tiles = np.pad(full.reshape(8, side, side), ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
+            rows.append(np.concatenate(tiles, 1))
         images.imshow(np.concatenate(rows), cmap="gray")
-        images.set(title="shown; retrieved by p = 2, 3, 6", xticks=[], yticks=[])
+        middle = (side + 2) * (np.arange(4) + 0.5)
+        images.set(title="test digits, above or below the median of each pixel", xticks=[])
+        images.set_yticks(middle, ["shown", "p = 2", "p = 3", "p = 6"])
     return figure
