@@ -273,6 +273,8 @@ def plot(result: Result) -> Any:
         ylabel="patterns with weight > 1/2",
         title="half the weight is lost where derived",
     )
+    keep.set_xticks(a["ratios"][::2], [f"{r:g}" for r in a["ratios"][::2]])
+    keep.minorticks_off()
     keep.legend(fontsize=8)
     capacity.semilogy(a["dims"], a["measured"], "o", label="measured")
     capacity.semilogy(a["dims"], a["exact"], "k-", lw=0.8, label="derived")
