@@ -75,9 +75,7 @@ def test_masks_nulls_and_gradients(inputs, key):
             shifted = [eqx.tree_at(lambda m: m.log_beta, double, double.log_beta.at[i].add(s)) for s in (e, -e)]
             up, down = (value(m, stored.astype(jnp.float64)) for m in shifted)
             np.testing.assert_allclose(gradient.log_beta[i], (up - down) / (2 * e), rtol=1e-6, atol=1e-9)
-    assert all(
-        (jnp.abs(g) > 0).any() for g in (gradient.state.weight, gradient.stored.weight, gradient.projection.weight)
-    )
+    assert all(np.asarray(g).any() for g in (gradient.state.weight, gradient.stored.weight, gradient.projection.weight))
 
 
 def test_pooling_ignores_the_order_and_lookup_reads_a_table(inputs, key):
