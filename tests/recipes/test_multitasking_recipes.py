@@ -16,7 +16,7 @@ def test_smoke_holds():
 
 def test_an_energy_without_its_scale_is_noticed(monkeypatch):
     right = multitasking._energy
-    weak = lambda *a: dataclasses.replace(right(*a), strength=0.25)
+    weak = lambda *a: dataclasses.replace(right(*a), strength=0.05)
     monkeypatch.setattr(multitasking, "_energy", weak)
     claims = []
     multitasking._monte_carlo(multitasking.SMOKE, "patterns", claims, jax.random.key(0))

@@ -37,7 +37,7 @@ from physml.hopfield.theory.site import site
 
 class TaskOrder(eqx.Module):
     """`m` (K,) overlaps with the patterns, `n` (K,) with the mean examples, `free_energy`, `stability`: the state is a
-    local minimum where it is below 1; `status`."""
+    local minimum where it is below 1 (a diagnostic: it has no derivative); `status`."""
 
     m: Array
     n: Array
@@ -87,7 +87,8 @@ def _multitasking(k, blank, temperature, rho, start):
 @eqx.filter_jit
 def _solve(k, d, t, rho, first):
     xi = jnp.asarray(list(itertools.product([-1.0, 0.0, 1.0], repeat=k)))
-    weight = jnp.prod(jnp.where(xi == 0, d, (1 - d) / 2), 1)
+    blanks = jnp.sum((xi == 0).astype(d.dtype), 1)
+    weight = d**blanks * (0.5 * (1 - d)) ** (k - blanks)
     scale = rho / (1 + rho)
 
     def sites(n):
@@ -101,5 +102,5 @@ def _solve(k, d, t, rho, first):
     n, state = newton(lambda n: step(n) - n, start, tol=1e-10)
     out = sites(n)
     free = 0.5 * jnp.sum(n**2) / (1 + rho) - weight @ out.log
-    stability = jnp.max(jnp.linalg.eigvals(jax.jacfwd(step)(n)).real)
+    stability = jnp.max(jnp.linalg.eigvals(jax.jacfwd(step)(jax.lax.stop_gradient(n))).real)
     return TaskOrder(weight * out.m @ xi, n, free, stability, state)

@@ -254,13 +254,17 @@ def solve(memory: Memory, load: Any, temperature: Any, start: str) -> Order:
 
 @eqx.filter_jit
 def _solve(memory, load, temperature, i):
-    (m, q, chi, noise, f, stability), state = memory.order(load, temperature)
-    remembers = jnp.abs(m[i]) > 1e-5
-    without = jnp.where(q[i] > 1e-7, Phase.glass, Phase.paramagnet)
+    both, state = memory.order(load, temperature)
+    # Not v[i]: outside float64 its transpose would write into an array of the wrong dtype.
+    pick = lambda v: jnp.where(i == 0, v[0], v[1])
+    m, q, chi, noise, own, stability = (pick(v) for v in both)
+    f = both[4]
+    remembers = jnp.abs(m) > 1e-5
+    without = jnp.where(q > 1e-7, Phase.glass, Phase.paramagnet)
     phase = jnp.where(remembers, jnp.where(f[0] <= f[1], Phase.retrieval, Phase.metastable), without)
-    r = jnp.where(load > 0, noise[i] / jnp.where(load > 0, load, 1.0), memory.noise(1.0, q[i], chi[i]))
-    state = status(state.code[i], state.step[i])
-    return Order(m[i], q[i], r, chi[i], noise[i], f[i], stability[i], phase.astype(jnp.int32), state)
+    r = jnp.where(load > 0, noise / jnp.where(load > 0, load, 1.0), memory.noise(1.0, q, chi))
+    state = status(pick(state.code), pick(state.step))
+    return Order(m, q, r, chi, noise, own, stability, phase.astype(jnp.int32), state)
 
 
 def line(memory: Memory, kind: str, given: str, value: Any) -> tuple[Array, Array, Status]:
