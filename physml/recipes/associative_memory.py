@@ -176,7 +176,7 @@ def plot(result: Result) -> Any:
         ):
             keep = a[kind] <= a["fold"] + 1e-9 if kind == "stability" else slice(None)
             diagram.plot(a[kind][keep], a["T"][keep], color, label=label)
-            more.plot(a[kind][keep], a["T"][keep], color) if kind == "fold" else None
+            more.plot(a[kind][keep], a["T"][keep], "k") if kind == "fold" else None
         diagram.plot([float(load) for load in loads], [0.3] * len(loads), "ks", ms=5, label="simulated")
         diagram.set(xlabel=r"$\alpha$", ylabel="T", title="phase diagram", xlim=(0, 0.16), ylim=(0, 1.4))
         diagram.legend(fontsize=7)
