@@ -41,12 +41,15 @@ def public(init: Path) -> dict[str, list[str]]:
     for node in ast.parse(init.read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [alias.name for alias in node.names if alias.asname]
-            # `from physml.core import noise as noise` exports a module.
+            # `from physml.core import noise as noise` exports a module, `from physml.hopfield import theory as theory`
+            # the names of a package.
             inside = init.parent / f"{names[0]}.py" if names else init
             if node.module.count(".") == 1 and inside.is_file() and names:
                 functions = [n for n in ast.parse(inside.read_text()).body if isinstance(n, ast.FunctionDef)]
                 module = f"{node.module}.{names[0]}"
                 found[module] = [f.name for f in functions if not f.name.startswith("_")]
+            elif names and (init.parent / names[0] / "__init__.py").is_file():
+                found |= public(init.parent / names[0] / "__init__.py")
             elif names:
                 found.setdefault(node.module, []).extend(names)
     return found

@@ -7,6 +7,7 @@ The rooms, from the ground up:
 - `physml.integrate`, `physml.train`: time; one train step and loop
 - `physml.matching`: probability paths, matching losses and samplers
 - `physml.dmft`: self-consistent order parameters and the finite systems they describe
+- `physml.hopfield`: associative memory, retrieval and layers, spins and their replica theory
 - `physml.particles`: Langevin kernels, interacting particles and their mean-field limits
 - `physml.recipes`: one file per paper, run by `physml run NAME`
 
@@ -18,12 +19,24 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_ROOMS = ("core", "data", "dmft", "integrate", "matching", "metrics", "nn", "particles", "recipes", "train")
+_ROOMS = ("core", "data", "dmft", "hopfield", "integrate", "matching", "metrics", "nn", "particles", "recipes", "train")
 
 if TYPE_CHECKING:
-    from physml import core, data, dmft, integrate, matching, metrics, nn, particles, recipes, train
+    from physml import core, data, dmft, hopfield, integrate, matching, metrics, nn, particles, recipes, train
 
-__all__ = ["core", "data", "dmft", "integrate", "matching", "metrics", "nn", "particles", "recipes", "train"]
+__all__ = [
+    "core",
+    "data",
+    "dmft",
+    "hopfield",
+    "integrate",
+    "matching",
+    "metrics",
+    "nn",
+    "particles",
+    "recipes",
+    "train",
+]
 
 
 def __getattr__(name: str):

@@ -1,5 +1,6 @@
 """Associative memory: energies, retrieval, layers, and their statistical mechanics."""
 
+from physml.hopfield import theory as theory
 from physml.hopfield.bounds import (
     Attractor as Attractor,
     Capacity as Capacity,
@@ -10,10 +11,25 @@ from physml.hopfield.bounds import (
     separated as separated,
     step_error_bound as step_error_bound,
 )
+from physml.hopfield.glauber import (
+    AbstractSpinEnergy as AbstractSpinEnergy,
+    Dense as Dense,
+    GlauberRun as GlauberRun,
+    Pairwise as Pairwise,
+    glauber as glauber,
+)
 from physml.hopfield.layers import (
     Hopfield as Hopfield,
     HopfieldLookup as HopfieldLookup,
     HopfieldPooling as HopfieldPooling,
+)
+from physml.hopfield.patterns import (
+    dilute as dilute,
+    examples as examples,
+    hebbian as hebbian,
+    overlaps as overlaps,
+    pseudo_inverse as pseudo_inverse,
+    random_patterns as random_patterns,
 )
 from physml.hopfield.retrieve import Retrieval as Retrieval, energy as energy, retrieve as retrieve
 from physml.hopfield.separation import (

@@ -36,7 +36,7 @@ from physml.recipes._result import Info, Result, at_least, at_most, close_to
 INFO = Info(
     paper="Ramsauer et al., Hopfield networks is all you need (2021)",
     claim="one-step bound never violated; capacity e^(0.62 d) as derived; kinds of attractors; digits from halves",
-    time="40 s, smoke 6 s",
+    time="40 s",
 )
 
 # The power is high enough for the largest of thousands of overlaps to stand out.

@@ -36,7 +36,7 @@ from physml.recipes._result import Info, Result, at_least
 INFO = Info(
     paper="Ramsauer et al., Hopfield networks is all you need (2021); Ilse et al. (2018)",
     claim="Hopfield pooling finds the nines in bags of digits, as well as attention; tables within an SVM's reach",
-    time="90 s, smoke 8 s",
+    time="2 min",
 )
 
 POOLINGS = ("hopfield", "hopfield, 3 steps", "attention", "mean", "max")
