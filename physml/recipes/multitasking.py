@@ -44,7 +44,7 @@ class Config:
     networks: int = 12
     replicas: int = 16
     sweeps: int = 60  # of which the first third is left out
-    quality: float = 0.5
+    quality: float = 0.8  # noisier examples let some networks leave the hierarchy
     count: int = 20
     points: int = 40  # of the curves; 0 leaves them out
 
