@@ -105,10 +105,8 @@ def _point(v):
 
 def _turn():
     """ln hat q at the spinodal."""
-    vs = jnp.linspace(-2.0, 3.0, 60)
-    top = vs[jnp.argmax(lax.map(lambda v: _point(v)[2], vs))]
     slope = jax.grad(lambda v: jnp.log(_point(v)[2]))
-    return newton(lambda u: slope(u[0])[None], top[None], tol=1e-10)
+    return bisect(slope, jnp.full((), -2.0), jnp.full((), 3.0), 50)
 
 
 def teacher_student(
@@ -137,30 +135,30 @@ def _teacher_student(alpha, branch):
     return solve_student(jnp.asarray(alpha, float), branch)
 
 
-@eqx.filter_jit
 def solve_student(alpha: Array, branch: str) -> StudentOrder:
     """`teacher_student` for float64 scalars."""
-    zero, one = jnp.zeros(()), jnp.ones(())
     if branch == "perfect":
+        zero, one = jnp.zeros(()), jnp.ones(())
         return StudentOrder(one, jnp.full((), jnp.inf), zero, zero, status(Code.ok))
-    turn, found = _turn()
-    turn = lax.stop_gradient(turn[0])
+    end = jnp.log(jnp.asarray(LARGEST)) if branch == "unstable" else jnp.full((), -32.0)
+    return _student(alpha, end, jnp.asarray(branch == "typical"))
+
+
+@eqx.filter_jit
+def _student(alpha, end, typical):
+    turn = lax.stop_gradient(_turn())
     goal = jnp.maximum(alpha, 1e-13)  # without examples the equations hold at hat q = 0, the end of a logarithm
     over = lambda v: jnp.log(goal) - jnp.log(_point(v)[2])
-    ends = (jnp.full((), -32.0), turn)
-    if branch == "unstable":
-        ends = (jnp.log(jnp.asarray(LARGEST)), turn)
     exists = goal <= _point(turn)[2]
-    start = lax.stop_gradient(bisect(over, *ends))
+    start = lax.stop_gradient(bisect(over, end, turn))
     v, ok = newton(lambda u: over(u[0])[None], start[None], tol=1e-9, steps=8)
     r, gap, _, entropy = _point(v[0])
     # arccos(1 - gap) loses half its digits near the teacher.
     error = 2 * jnp.arcsin(jnp.sqrt(0.5 * gap)) / math.pi
-    wins = (entropy < 0) | ~exists if branch == "typical" else jnp.asarray(False)
-    lost = ~exists & ~wins
+    wins = typical & ((entropy < 0) | ~exists)
+    lost = ~exists & ~typical
     pick = lambda value, perfect: jnp.where(wins, perfect, jnp.where(lost, jnp.nan, value))
     code = jnp.where(wins, Code.ok, jnp.where(lost, Code.unphysical, ok.code))
-    code = jnp.where(found.ok, code, Code.not_converged)
     return StudentOrder(pick(r, 1.0), pick(jnp.exp(v[0]), jnp.inf), pick(entropy, 0.0), pick(error, 0.0), status(code))
 
 
@@ -177,9 +175,9 @@ def _student_transitions():
 
 @eqx.filter_jit
 def _transitions():
-    turn, _ = _turn()
-    first = bisect(lambda v: _point(v)[3], jnp.full((), -2.0), turn[0])
-    return _point(first)[2], _point(turn[0])[2]
+    turn = _turn()
+    first = bisect(lambda v: _point(v)[3], jnp.full((), -2.0), turn)
+    return _point(first)[2], _point(turn)[2]
 
 
 def random_label_capacity() -> Array:
@@ -209,7 +207,8 @@ def planted_entropy(alpha: Scalar, r: Scalar) -> PlantedEntropy:
     r"""s(r), the potential of Franz and Parisi with the teacher as its reference.
 
     **Arguments.** `alpha` >= 0; `r` in (-1, 1). Its maximum is the typical solution; s < 0 means that there are none.
-    **Returns** a `PlantedEntropy`. **Cost.** A few thousand averages over 321 nodes.
+    **Returns** a `PlantedEntropy`; status `not_converged` where q runs to 1, far on the side of the opposite teacher.
+    **Cost.** A few thousand averages over 321 nodes.
     """
     check_load(alpha)
     if not is_traced(r) and not -1 < float(r) < 1:
@@ -219,7 +218,8 @@ def planted_entropy(alpha: Scalar, r: Scalar) -> PlantedEntropy:
 
 @in_float64
 def _planted_entropy(alpha, r):
-    return _planted(jnp.asarray(alpha, float), jnp.asarray(r, float))
+    # Without examples the fields' spread q - r^2 vanishes, and their averages need it.
+    return _planted(jnp.maximum(jnp.asarray(alpha, float), 1e-11), jnp.asarray(r, float))
 
 
 @eqx.filter_jit
