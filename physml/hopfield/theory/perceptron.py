@@ -239,7 +239,7 @@ def _planted(alpha, r):
         s = site(u[1], u[0], one)
         return jnp.stack([u[0] - alpha * output(1 - s.chi, r, s.chi).noise, s.m - r])
 
-    x = lax.stop_gradient(descend(step, jnp.full((), 1e-3), tol=1e-8))
+    x = lax.stop_gradient(descend(step, jnp.full((), 1e-3), tol=1e-8, max_steps=2000))
     u, ok = newton(residual, jnp.stack([x, inner(x, lax.stop_gradient(r))]), tol=1e-10)
     x, h = u
     s = site(h, x, one)
