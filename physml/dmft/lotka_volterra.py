@@ -109,7 +109,8 @@ class LotkaVolterra(AbstractModel):
 
         log_n, _ = jax.lax.scan(step, jnp.log(jax.random.uniform(start, (n,), minval=0.1)), length=round(t_max / dt))
         abundance = jnp.exp(log_n)
-        alive = abundance > 1e-4
+        # Who would grow when rare stays; those who would not may take very long to vanish.
+        alive = couplings @ abundance < 1
         # dN/dh on the survivors: (1 + A)^{-1}; the others do not respond.
         on = alive[:, None] & alive[None, :]
         response = jnp.where(alive, jnp.diag(jnp.linalg.inv(jnp.eye(n) + jnp.where(on, couplings, 0.0))), 0.0)

@@ -19,6 +19,7 @@ generalisation; the teacher itself, r = 1 and s = 0, solves the equations at eve
 **See** Györgyi, Phys. Rev. A 41, 7097 (1990); Krauth and Mézard, J. Phys. France 50, 3057 (1989).
 """
 
+import functools
 import math
 from typing import Literal
 
@@ -146,11 +147,11 @@ def solve_student(alpha: Array, branch: str) -> StudentOrder:
 
 @eqx.filter_jit
 def _student(alpha, end, typical):
-    turn = lax.stop_gradient(_turn())
+    turn = _turn()
     goal = jnp.maximum(alpha, 1e-13)  # without examples the equations hold at hat q = 0, the end of a logarithm
-    over = lambda v: jnp.log(goal) - jnp.log(_point(v)[2])
+    over = lambda v, goal=goal: jnp.log(goal) - jnp.log(_point(v)[2])
     exists = goal <= _point(turn)[2]
-    start = lax.stop_gradient(bisect(over, end, turn))
+    start = bisect(functools.partial(over, goal=lax.stop_gradient(goal)), end, turn)
     v, ok = newton(lambda u: over(u[0])[None], start[None], tol=1e-9, steps=8)
     r, gap, _, entropy = _point(v[0])
     # arccos(1 - gap) loses half its digits near the teacher.
@@ -224,23 +225,23 @@ def _planted_entropy(alpha, r):
 
 @eqx.filter_jit
 def _planted(alpha, r):
-    one = jnp.ones(())
+    one, fixed, held = jnp.ones(()), *lax.stop_gradient((alpha, r))
 
-    def inner(x, r):
+    def inner(x):
         """hat r that gives the overlap r at this hat q."""
         reach = 20.0 + 10.0 * x
-        return bisect(lambda h: r - site(h, x, one).m, -reach, reach, 50)
+        return bisect(lambda h: held - site(h, x, one).m, -reach, reach, 50)
 
     def step(x):
-        s = site(inner(x, r), x, one)
-        return alpha * output(1 - s.chi, r, s.chi).noise
+        s = site(inner(x), x, one)
+        return fixed * output(1 - s.chi, held, s.chi).noise
 
     def residual(u):
         s = site(u[1], u[0], one)
         return jnp.stack([u[0] - alpha * output(1 - s.chi, r, s.chi).noise, s.m - r])
 
-    x = lax.stop_gradient(descend(step, jnp.full((), 1e-3), tol=1e-8, max_steps=2000))
-    u, ok = newton(residual, jnp.stack([x, inner(x, lax.stop_gradient(r))]), tol=1e-10)
+    x = descend(step, jnp.full((), 1e-3), tol=1e-8, max_steps=2000)
+    u, ok = newton(residual, jnp.stack([x, inner(x)]), tol=1e-10)
     x, h = u
     s = site(h, x, one)
     out = output(1 - s.chi, r, s.chi)
