@@ -101,7 +101,7 @@ def _two_tasks(alpha1, alpha2, similarity, value, held):
     alpha1, alpha2, r0, value = (jnp.asarray(v, float) for v in (alpha1, alpha2, similarity, value))
     reference = solve_student(alpha1, "typical").r
     # Without examples, or without a mean, the fields' spread q - r^2 vanishes, and their averages need it.
-    return _solve(reference, jnp.maximum(alpha2, 1e-11), r0, value, jnp.asarray(held))
+    return _solve(reference, jnp.maximum(alpha2, 1e-11), r0, value, held)
 
 
 SIGNS = (1.0, -1.0)
@@ -130,7 +130,7 @@ def _start(omega, alpha, value, held):
     def pull(x, h):
         reach = 20.0 + 10.0 * x + jnp.abs(h)
         overlap = lambda f: share @ (jnp.asarray(SIGNS) * sites(x, h, f).m)
-        return lax.cond(held, lambda: bisect(lambda f: value - overlap(f), -reach, reach, 50), lambda: value)
+        return bisect(lambda f: value - overlap(f), -reach, reach, 50) if held else value
 
     small = jnp.full((), 1e-3)
 
@@ -150,7 +150,7 @@ def _solve(reference, alpha, r0, value, held):
     def residual(u):
         new_x, new_h = update(u[0], u[1], u[2])
         p = share @ (signs * sites(u[0], u[1], u[2]).m)
-        return jnp.stack([u[0] - new_x, u[1] - new_h, jnp.where(held, p, u[2]) - value])
+        return jnp.stack([u[0] - new_x, u[1] - new_h, (p if held else u[2]) - value])
 
     start = _start(*lax.stop_gradient((omega, alpha, value)), held)
     (x, h, f), state = newton(residual, start, tol=1e-10)
