@@ -1,5 +1,7 @@
 """Strictness of the whole suite: run-time shape checks, no silent promotion of dtype or rank."""
 
+import contextlib
+import ctypes
 import gc
 import os
 import tempfile
@@ -33,3 +35,5 @@ def free_programs():
     yield
     jax.clear_caches()
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back to the system

@@ -1,6 +1,11 @@
 """Associative memory: energies, retrieval, layers, and their statistical mechanics."""
 
 from physml.hopfield import theory as theory
+from physml.hopfield.boltzmann import (
+    MeanField as MeanField,
+    MonotoneBoltzmann as MonotoneBoltzmann,
+    monotone_boltzmann as monotone_boltzmann,
+)
 from physml.hopfield.bounds import (
     Attractor as Attractor,
     Capacity as Capacity,
@@ -31,6 +36,12 @@ from physml.hopfield.patterns import (
     pseudo_inverse as pseudo_inverse,
     random_patterns as random_patterns,
 )
+from physml.hopfield.perceptron import (
+    Messages as Messages,
+    examples_of as examples_of,
+    flipped as flipped,
+    messages as messages,
+)
 from physml.hopfield.retrieve import Retrieval as Retrieval, energy as energy, retrieve as retrieve
 from physml.hopfield.separation import (
     AbstractSeparation as AbstractSeparation,
@@ -39,4 +50,10 @@ from physml.hopfield.separation import (
     Softmax as Softmax,
     Softmax1 as Softmax1,
     Sparsemax as Sparsemax,
+)
+from physml.hopfield.variational import (
+    divergence as divergence,
+    learn as learn,
+    log_likelihood as log_likelihood,
+    margins as margins,
 )

@@ -55,7 +55,7 @@ class Config:
     held: float = 0.5  # hat p of the lines over the load
     size: int = 1000
     runs: int = 12
-    points: int = 25  # of the curves; 0 leaves them out
+    points: int = 25  # of the curves; 0 leaves them and the transitions out
     # digits
     networks: int = 3  # initial values; 0 leaves the digits out
     hidden: int = 64
@@ -91,13 +91,13 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
 
 
 def _theory(config, claims):
+    if not config.points:
+        return {}
     with jax.enable_x64(True):
         first, last = student_transitions()
         claims.append(close_to("load of perfect generalisation", first, 1.245, 5e-4, "Györgyi 1990"))
         claims.append(close_to("load of the spinodal", last, 1.493, 1e-3, "Seung, Sompolinsky and Tishby 1992: 1.49"))
         claims.append(close_to("capacity for random labels", random_label_capacity(), 0.833, 5e-4, "Krauth and Mézard"))
-        if not config.points:
-            return {}
         a1, a2, r0 = config.alpha1, config.alpha2[len(config.alpha2) // 2], config.similarity[-2]
         ps = jnp.linspace(-0.3, 0.75, 2 * config.points)
         curve = jax.jit(jax.vmap(lambda p: two_tasks(a1, a2, r0, overlap=p)))(ps)

@@ -1,6 +1,7 @@
 """Replica theory of associative memory: order parameters, free energies and every line of the phase diagrams."""
 
 from physml.hopfield.theory.amit import Lines as Lines, Phase as Phase, amit as amit, amit_lines as amit_lines
+from physml.hopfield.theory.continual import TwoTaskOrder as TwoTaskOrder, two_tasks as two_tasks
 from physml.hopfield.theory.data_sets import DataSetOrder as DataSetOrder, data_set as data_set
 from physml.hopfield.theory.dense import (
     critical_load as critical_load,
@@ -15,4 +16,13 @@ from physml.hopfield.theory.one_step import (
     glass_lines as glass_lines,
     ground_state_load as ground_state_load,
 )
+from physml.hopfield.theory.perceptron import (
+    PlantedEntropy as PlantedEntropy,
+    StudentOrder as StudentOrder,
+    planted_entropy as planted_entropy,
+    random_label_capacity as random_label_capacity,
+    student_transitions as student_transitions,
+    teacher_student as teacher_student,
+)
 from physml.hopfield.theory.replica import Order as Order
+from physml.hopfield.theory.variational import VariationalOrder as VariationalOrder, variational_tasks as variational_tasks
