@@ -27,7 +27,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.special import log_ndtr
+from jax.scipy.special import log_ndtr, ndtr
 from jaxtyping import Array
 
 from physml.core.float64 import in_float64
@@ -74,9 +74,23 @@ class Output(eqx.Module):
     bend: Array
 
 
+@jax.custom_jvp
+def tail(x: Array) -> tuple[Array, Array]:
+    r"""$\ln\Phi(x)$ and its slope $g = \Phi'(x)/\Phi(x)$, for every x."""
+    log = log_ndtr(x)
+    return log, jnp.exp(-0.5 * x**2 - 0.5 * math.log(2 * math.pi) - log)
+
+
+@tail.defjvp
+def _(primals, tangents):
+    # Derivatives are products of the values: programs with derivatives compile several times faster.
+    log, g = tail(*primals)
+    return (log, g), (g * tangents[0], -g * (g + primals[0]) * tangents[0])
+
+
 def mills(x: Array) -> Array:
     r"""$\Phi'(x)/\Phi(x)$, for every x."""
-    return jnp.exp(-0.5 * x**2 - 0.5 * math.log(2 * math.pi) - log_ndtr(x))
+    return tail(x)[1]
 
 
 def output(q: Array, r: Array, gap: Array) -> Output:
@@ -86,8 +100,8 @@ def output(q: Array, r: Array, gap: Array) -> Output:
     width = 1 / jnp.maximum(jnp.maximum(t, jnp.abs(c)), 1.0)
     z, w = lax.stop_gradient(nodes(jnp.zeros(()), width))
     x = t * z
-    log, g = log_ndtr(x), mills(x)
-    weight = 2 * w * jnp.exp(log_ndtr(c * z))
+    log, g = tail(x)
+    weight = 2 * w * ndtr(c * z)
     ridge = 2 * w * jnp.exp(-0.5 * (c * z) ** 2) / math.sqrt(2 * math.pi)
     bend = g * (g + x) / gap
     return Output(weight @ log, weight @ g**2 / gap, t / jnp.sqrt(rest) * (ridge @ g), weight @ bend**2)

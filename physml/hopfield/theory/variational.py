@@ -29,7 +29,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.special import log_ndtr
+from jax.scipy.special import ndtr
 from jaxtyping import Array
 
 from physml.core.float64 import in_float64
@@ -105,14 +105,14 @@ def _certain(force, prior, stiff, weight):
 def _moved(omega, chi, gap):
     """u of every omega; Newton's steps rise monotonically because the slope g is convex."""
     root = jnp.sqrt(gap)
-    step = lambda u, o, c, s: u - (u - o - c / s * mills(u / s)) / (1 + c / s**2 * _bend(u / s))
+
+    def step(u, omega, chi, root):
+        t = u / root
+        g = mills(t)
+        return u - (u - omega - chi / root * g) / (1 + chi / root**2 * g * (g + t))
+
     held = lax.stop_gradient((omega, chi, root))
     return step(lax.fori_loop(0, 15, lambda _, u: step(u, *held), held[0]), omega, chi, root)
-
-
-def _bend(t):
-    g = mills(t)
-    return g * (g + t)
 
 
 def _examples(alpha, q, r, chi):
@@ -123,12 +123,13 @@ def _examples(alpha, q, r, chi):
     omega = jnp.sqrt(q) * z
     u = _moved(omega, chi, gap)
     t = u / jnp.sqrt(gap)
-    bend = _bend(t) / gap
-    weight = 2 * w * jnp.exp(log_ndtr(c * z))
+    g = mills(t)
+    bend = g * (g + t) / gap
+    weight = 2 * w * ndtr(c * z)
     ridge = 2 * w * jnp.exp(-0.5 * (c * z) ** 2) / math.sqrt(2 * math.pi)
     # (1 - u') / chi = bend / (1 + chi bend).
-    stiff = alpha * weight @ (bend / (1 + chi * bend) - t * mills(t) / gap)
-    push = mills(t) / jnp.sqrt(gap)  # (u - omega) / chi
+    stiff = alpha * weight @ (bend / (1 + chi * bend) - t * g / gap)
+    push = g / jnp.sqrt(gap)  # (u - omega) / chi
     return stiff, alpha * weight @ push**2, alpha * jnp.sqrt(q / rest) * (ridge @ push)
 
 
@@ -168,13 +169,23 @@ def _task(alpha, weight, prior, teacher, measure, start):
 @eqx.filter_jit
 def _tasks(alpha1, alpha2, r0, weight):
     small = jnp.asarray([0.0, 1e-2, 1e-2])
-    one = jnp.ones(1)
-    theta1, full1, good1 = _task(alpha1, weight, jnp.zeros(1), one, one, small)
     # The first teacher's signs are all +1, those of the second follow by shares.
-    prior = jnp.concatenate([theta1[0], theta1[0]])
-    second = np.repeat([1.0, -1.0], COARSE)
-    measure = jnp.concatenate([0.5 * (1 + r0) * full1[0], 0.5 * (1 - r0) * full1[0]])
-    theta2, full2, good2 = _task(alpha2, weight, prior, jnp.asarray(second), measure, small)
+    second = jnp.asarray(np.repeat([1.0, -1.0], COARSE))
+    agree = 0.5 * (1 + r0 * second)
+    sites = jnp.ones_like(second)
+
+    def task(carry, x):
+        """A scan over both tasks compiles one; all sites of the first are alike."""
+        prior, measure = carry
+        theta, full, good = _task(x[0], weight, prior, x[1], measure, small)
+        return (jnp.tile(theta[0], 2), agree * jnp.tile(jnp.sum(full, 0), 2)), (theta, full, good)
+
+    first = (0 * sites, sites / sites.size)
+    xs = jnp.stack([alpha1, alpha2]), jnp.stack([sites, second])
+    _, (theta, full, good) = lax.scan(task, first, xs)
+    theta1, full1 = theta[0], jnp.sum(full[0], 0, keepdims=True)
+    theta2, full2, prior = theta[1], full[1], jnp.tile(theta[0][0], 2)
+    good1, good2 = good
     m1, m2 = jnp.tanh(theta1[0]), jnp.tanh(theta2)
     mean = lambda x: jnp.sum(full2 * x)
     first = full1[0] @ m1
