@@ -15,7 +15,7 @@ def test_smoke_holds():
 
 def test_a_theory_of_less_data_is_noticed(monkeypatch):
     right = grokking._theory
-    less = lambda model, *options: right(dataclasses.replace(model, ratio=0.7 * model.ratio), *options)
+    less = lambda model, *options: right(dataclasses.replace(model, ratio=0.5 * model.ratio), *options)
     monkeypatch.setattr(grokking, "_theory", less)
 
     class Bar:

@@ -25,4 +25,7 @@ from physml.hopfield.theory.perceptron import (
     teacher_student as teacher_student,
 )
 from physml.hopfield.theory.replica import Order as Order
-from physml.hopfield.theory.variational import VariationalOrder as VariationalOrder, variational_tasks as variational_tasks
+from physml.hopfield.theory.variational import (
+    VariationalOrder as VariationalOrder,
+    variational_tasks as variational_tasks,
+)
