@@ -40,7 +40,7 @@ from physml.recipes._result import Info, Result, at_least, at_most, close_to
 INFO = Info(
     paper="Li, Huang, Zou and Huang, Statistical mechanics of continual learning (2023)",
     claim="forgetting in binary perceptrons as two theories predict it; digits: a prior forgets less than none",
-    time="2 min, smoke 6 s",
+    time="3 min",
 )
 
 

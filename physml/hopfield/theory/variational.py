@@ -66,7 +66,7 @@ def variational_tasks(alpha1: Scalar, alpha2: Scalar, similarity: Scalar, *, wei
 
     **Arguments.** `weight` lambda > 0 of the prior: a large one learns little, a small one forgets.
     **Returns** a `VariationalOrder`, whose arguments may be differentiated. Status `not_converged` also where a small
-    weight makes the scalar problem ambiguous. **Cost.** Some hundred averages over 61^2 nodes.
+    weight, below about 0.5, makes the scalar problem ambiguous. **Cost.** Some hundred averages over 61^2 nodes.
     """
     check_load(alpha1, "alpha1")
     check_load(alpha2, "alpha2")
