@@ -51,10 +51,9 @@ def fill(
     def backward(saved, cotangent):
         # Derivatives are taken after the caller's float64 context has closed.
         with jax.enable_x64(x64):
-            return revisit(*saved, cotangent)
+            return revisit(saved[0], saved[1], cotangent)
 
     def revisit(dynamic, order, cotangent):
-
         def unwrite(carry, k):
             to_order, to_args = carry
             _, pull = jax.vjp(lambda d, o: one(d, o, k), dynamic, order)

@@ -115,8 +115,8 @@ class LotkaVolterra(AbstractModel):
         on = alive[:, None] & alive[None, :]
         response = jnp.where(alive, jnp.diag(jnp.linalg.inv(jnp.eye(n) + jnp.where(on, couplings, 0.0))), 0.0)
         phi, v = jnp.mean(alive.astype(log_n.dtype)), jnp.mean(response)
-        own = 1 - self.gamma * self.sigma**2 * v
-        return Abundances(jnp.mean(abundance), jnp.mean(abundance**2), phi, v, own**2 - phi * self.sigma**2)
+        margin = jnp.asarray((1 - self.gamma * self.sigma**2 * v) ** 2 - phi * self.sigma**2)
+        return Abundances(jnp.mean(abundance), jnp.mean(abundance**2), phi, v, margin)
 
 
 def critical_spread(gamma: Scalar) -> Array:

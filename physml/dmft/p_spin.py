@@ -200,7 +200,7 @@ class SphericalPSpin(AbstractCausalModel):
         response = jnp.einsum("ati,asi->ts", moved, fields) / (n * probes * dt)
         response = jnp.tril(jnp.pad(response, ((0, 0), (0, 1))), -1) + jnp.eye(self.steps + 1)
         t = dt * jnp.arange(self.steps + 1, dtype=paths.dtype)
-        return TwoTime(t, paths @ paths.T / n, response, jax.vmap(energy)(paths) / n)
+        return TwoTime(t, paths @ paths.T / n, response, jnp.asarray(jax.vmap(energy)(paths) / n))
 
 
 def dynamic_temperature(p: int) -> float:

@@ -175,7 +175,7 @@ class WideNetwork(AbstractModel):
         B = jnp.concatenate([order["B"][1:], zero])
         local = jnp.concatenate([order["local"][1:], zero[:, 0]])
         layers = jnp.moveaxis(noise.z, 0, -1)  # (depth, 4, size, samples)
-        site = lambda args: self._site(*args, delta, noise.weights)
+        site = lambda a: self._site(a[0], a[1], a[2], a[3], a[4], a[5], delta, noise.weights)
         found = lax.map(site, (Phi, G, A, B, local, layers))
         output = found.pop("output")[-1].reshape(-1, n)
         return found | {"f": self._outputs(found["Phi"], found["G"]), "output": output}
@@ -207,6 +207,7 @@ class WideNetwork(AbstractModel):
                 values, gradients, g = carry  # phi(h) and g of the past, zero from k on; and the last g
                 u, r = u + F @ gradients, r + K @ values
                 # The present counts with weight dt / 2: a few iterations of a strong contraction.
+                value = slope = bend = z = g
                 for _ in range(INNER):
                     h = u + F_now @ g
                     value, slope, bend = self._derivatives(h)
@@ -264,37 +265,42 @@ class WideNetwork(AbstractModel):
     def _outputs(self, Phi, G):
         """f by Heun's rule."""
         start = jnp.zeros(len(self.kernel), Phi.dtype)
-        if self.momentum is None:
-            ntk = self._tangent_kernel(Phi, G)
-
-            def step(f, pair):
-                now, later = pair
-                slope = now @ self._error(f)
-                guess = f + self.dt * slope
-                f = f + self.dt / 2 * (slope + later @ self._error(guess))
-                return f, f
-
-            _, fs = lax.scan(step, start, (ntk[:-1], ntk[1:]))
-        else:
-            memory = self._layer_sum(self._square(Phi), self._square(G))
-            fading = self._fading(Phi.dtype) * self.dt / jnp.asarray(self.momentum, Phi.dtype)
-            index = jnp.arange(self.steps + 1, dtype=jnp.int32)
-            ends = jnp.where((index[None, :] == 0) | (index[None, :] == index[:, None]), 0.5, 1.0)
-            weight = jnp.where((index[None, :] <= index[:, None]) & (index[:, None] > 0), ends, 0.0).astype(Phi.dtype)
-            memory = memory * (weight * fading)[:, :, None, None]
-            slope = lambda k, errors: jnp.einsum("sab,sb->a", memory[k], errors)
-
-            def step(carry, k):
-                f, now, errors = carry
-                guess = f + self.dt * now
-                then = slope(k, errors.at[k].set(self._error(guess)))
-                f = f + self.dt / 2 * (now + then)
-                errors = errors.at[k].set(self._error(f))
-                return (f, slope(k, errors), errors), f
-
-            errors = jnp.zeros((self.steps + 1, len(start)), Phi.dtype).at[0].set(self._error(start))
-            _, fs = lax.scan(step, (start, jnp.zeros_like(start), errors), index[1:])
+        fs = self._descended(Phi, G, start) if self.momentum is None else self._rolled(Phi, G, start)
         return jnp.concatenate([start[None], fs])
+
+    def _descended(self, Phi, G, start):
+        """f after the start, by gradient flow."""
+        ntk = self._tangent_kernel(Phi, G)
+
+        def step(f, pair):
+            now, later = pair
+            slope = now @ self._error(f)
+            guess = f + self.dt * slope
+            f = f + self.dt / 2 * (slope + later @ self._error(guess))
+            return f, f
+
+        return lax.scan(step, start, (ntk[:-1], ntk[1:]))[1]
+
+    def _rolled(self, Phi, G, start):
+        """f after the start, with momentum: its slope remembers all errors."""
+        memory = self._layer_sum(self._square(Phi), self._square(G))
+        fading = self._fading(Phi.dtype) * self.dt / jnp.asarray(self.momentum, Phi.dtype)
+        index = jnp.arange(self.steps + 1, dtype=jnp.int32)
+        ends = jnp.where((index[None, :] == 0) | (index[None, :] == index[:, None]), 0.5, 1.0)
+        weight = jnp.where((index[None, :] <= index[:, None]) & (index[:, None] > 0), ends, 0.0).astype(Phi.dtype)
+        memory = memory * (weight * fading)[:, :, None, None]
+        slope = lambda k, errors: jnp.einsum("sab,sb->a", memory[k], errors)
+
+        def step(carry, k):
+            f, now, errors = carry
+            guess = f + self.dt * now
+            then = slope(k, errors.at[k].set(self._error(guess)))
+            f = f + self.dt / 2 * (now + then)
+            errors = errors.at[k].set(self._error(f))
+            return (f, slope(k, errors), errors), f
+
+        errors = jnp.zeros((self.steps + 1, len(start)), Phi.dtype).at[0].set(self._error(start))
+        return lax.scan(step, (start, jnp.zeros_like(start), errors), index[1:])[1]
 
     def finish(self, order):
         k, n = self.steps + 1, len(self.kernel)

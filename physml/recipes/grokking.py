@@ -342,7 +342,9 @@ def plot(result: Result) -> Any:
     def heat(axis, name, rows):
         fit, late = a[f"{name} fit"], a[f"{name} late"]
         delay = _delay(fit, late, a["map end"])
-        late_somewhere = np.isinf(late).any(-1)  # a bound is no colour: it falls where the fit itself takes longer
+        late_somewhere = np.asarray(
+            np.isinf(late).any(-1)
+        )  # a bound is no colour: it falls where the fit itself takes longer
         shown = axis.imshow(
             np.ma.array(delay, mask=late_somewhere), origin="lower", aspect="auto", cmap="viridis", vmin=0
         )
