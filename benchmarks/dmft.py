@@ -137,7 +137,7 @@ def _errors(loss, Phi, dt):
     return far(loss, truth["loss"][:n]), max(far(a, b[:n, :, :n]) for a, b in zip(Phi, truth["Phi"], strict=True))
 
 
-def truth(width=4096, nets=24):
+def truth(width=4096, nets=16):
     """Loss and kernels of wide networks, averaged."""
     kernel, y = _task()
     model = dmft.WideNetwork(kernel, y, PEER["depth"], PEER["gamma"], jnp.tanh, PEER["t_max"], 0.1)
@@ -191,7 +191,7 @@ def beside(path):
 
     if not os.path.exists("wide_networks.npz"):
         truth()
-    runs = [("peer", dt, n) for dt, n in ((0.1, 250), (0.1, 1000), (0.05, 1000))]
+    runs = [("peer", dt, n) for dt, n in ((0.1, 250), (0.1, 1000))]
     runs += [("ours", dt, n) for dt, n in ((0.2, 250), (0.2, 1000), (0.1, 1000), (0.1, 4000))]
     rows = []
     for who, dt, n in runs:

@@ -56,6 +56,7 @@ def examples_of(teacher: Float[Array, " n"], count: int, *, key: Key) -> tuple[F
 
 
 def check_examples(inputs: Array, labels: Array) -> None:
+    """Raise a `ValueError` unless inputs are finite and labels +-1, as far as they are known."""
     if 0 in inputs.shape:
         raise ValueError(f"inputs must hold examples of weights, got shape {inputs.shape}")
     if not is_traced((inputs, labels)):

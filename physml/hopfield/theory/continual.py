@@ -92,6 +92,7 @@ def two_tasks(
 
 
 def check_similarity(similarity: Scalar) -> None:
+    """Raise a `ValueError` unless a known similarity lies in [-1, 1]."""
     if not is_traced(similarity) and not -1 <= float(similarity) <= 1:
         raise ValueError(f"similarity must lie in [-1, 1], got {similarity}")
 

@@ -141,6 +141,7 @@ def teacher_student(
 
 
 def check_load(alpha: Scalar, name: str = "alpha") -> None:
+    """Raise a `ValueError` unless a known load is a finite number, at least 0."""
     if not is_traced(alpha) and not 0 <= float(alpha) < math.inf:
         raise ValueError(f"{name} must be a finite number >= 0, got {alpha}")
 

@@ -47,6 +47,7 @@ def noise_series(p: int, convention: str) -> tuple[tuple[int, float], ...]:
 
 
 def check_order(p: int, convention: str) -> None:
+    """Raise a `ValueError` unless p and the convention exist."""
     if not isinstance(p, int) or p < 2:
         raise ValueError(f"p must be an integer >= 2, the number of spins in an interaction; got {p!r}")
     if convention not in ("distinct", "raw"):
@@ -288,6 +289,7 @@ def _coexistence(memory, given, value, limit):
 
 
 def check_state(load: Any, temperature: Any, name: str) -> None:
+    """Raise a `ValueError` unless known loads and temperatures are finite numbers, at least 0."""
     for label, value in ((name, load), ("temperature", temperature)):
         if not is_traced(value) and not (np.ndim(value) == 0 and 0 <= float(value) < math.inf):
             raise ValueError(f"{label} must be a finite number >= 0 (use jax.vmap for many), got {value!r}")
