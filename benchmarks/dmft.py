@@ -151,12 +151,14 @@ def one(who, path, dt, samples):
     """One solver in its own process: seconds of a second call, error, memory beyond that of the imports."""
     import importlib.util
     import json
-    import resource
+    from pathlib import Path
 
     kernel, y = _task()
     P, steps = len(y), round(PEER["t_max"] / dt)
     jax.block_until_ready(kernel @ kernel)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The peak of this process; what getrusage tells begins with that of its parent.
+    peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    before = peak()
     if who == "ours":
         model = dmft.WideNetwork(kernel, y, PEER["depth"], PEER["gamma"], jnp.tanh, PEER["t_max"], dt)
         call = jax.jit(lambda key: dmft.solve(model, noise=dmft.MonteCarlo(samples), key=key).order)
@@ -178,7 +180,7 @@ def one(who, path, dt, samples):
     start = time.perf_counter()
     found = jax.block_until_ready(solve())
     seconds = time.perf_counter() - start
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    memory = (peak() - before) / 1024
     print(json.dumps([who, dt, samples, seconds, *map(float, _errors(*found, dt)), memory]))
 
 
