@@ -77,11 +77,11 @@ class AbstractStreamed(AbstractSeparation):
 
     def merge(self, c1: Array, c2: Array) -> tuple[Array, Array, Array]:
         """The normaliser of two sets together, and the factors by which the weights of either change."""
-        raise NotImplementedError
+        raise ValueError(f"{type(self).__name__} has no merge: its normaliser is found by `search`")
 
     def search(self, peak: Array, total: Callable[[Callable], Array]) -> Array:
         """The normaliser by several passes, for a family that cannot merge; `total(f)` sums f(z) over memories."""
-        raise NotImplementedError
+        raise ValueError(f"{type(self).__name__} has neither merge nor search, and memories in chunks need one")
 
     @property
     def merges(self) -> bool:
