@@ -127,7 +127,7 @@ def _ageing(config, order, claims, metrics, arrays):
         plateaus.append((total - 1 - offset) / (slopes[-1] - 1))
         ages.append(last * dt)
         arrays |= {f"C age {len(ages)}": c, f"chi age {len(ages)}": T * y}
-    ages = np.asarray(ages)
+    arrays["ages"] = ages = np.asarray(ages)
     for name, values, reference in (("X", np.asarray(slopes), x), ("q", np.asarray(plateaus), q)):
         # The corrections fall like a power of the age: a straight line in age^{-1/2}, extrapolated to 0.
         limit = np.polyfit(ages[-2:] ** -0.5, values[-2:], 1)[1]
@@ -186,7 +186,7 @@ def plot(result: Result) -> Any:
     axes[0, 1].set(xlabel=r"$t - t_w$", ylabel=r"$C(t, t_w)$", title="older systems relax more slowly; dashed: q")
     axes[0, 1].legend()
     for i in (1, 2, 3):
-        axes[1, 0].plot(a[f"C age {i}"], a[f"chi age {i}"][-1] - a[f"chi age {i}"], label=f"age {i}")
+        axes[1, 0].plot(a[f"C age {i}"], a[f"chi age {i}"][-1] - a[f"chi age {i}"], label=f"t = {a['ages'][i - 1]:g}")
     q, x = float(a["q exact"]), float(a["x exact"])
     axes[1, 0].plot([1, q, 0], [0, 1 - q, 1 - q + x * q], "k--", lw=1, label="theory")
     axes[1, 0].set(xlabel="C", ylabel=r"$T\chi$", title=f"response against correlation: slope X = {x:.3f}")
