@@ -1,4 +1,4 @@
-"""Replica theory of associative memory: order parameters, free energies and every line of the phase diagrams."""
+"""Replica theory of associative memory and spin glasses: order parameters, free energies, lines of phase diagrams."""
 
 from physml.hopfield.theory.amit import Lines as Lines, Phase as Phase, amit as amit, amit_lines as amit_lines
 from physml.hopfield.theory.continual import TwoTaskOrder as TwoTaskOrder, two_tasks as two_tasks
@@ -16,6 +16,7 @@ from physml.hopfield.theory.one_step import (
     glass_lines as glass_lines,
     ground_state_load as ground_state_load,
 )
+from physml.hopfield.theory.parisi import parisi as parisi
 from physml.hopfield.theory.perceptron import (
     PlantedEntropy as PlantedEntropy,
     StudentOrder as StudentOrder,
@@ -25,6 +26,11 @@ from physml.hopfield.theory.perceptron import (
     teacher_student as teacher_student,
 )
 from physml.hopfield.theory.replica import Order as Order
+from physml.hopfield.theory.spin_glass import (
+    SpinGlassOrder as SpinGlassOrder,
+    SpinGlassPhase as SpinGlassPhase,
+    sherrington_kirkpatrick as sherrington_kirkpatrick,
+)
 from physml.hopfield.theory.variational import (
     VariationalOrder as VariationalOrder,
     variational_tasks as variational_tasks,
