@@ -48,7 +48,7 @@ class Config:
     coldest: float = 0.3
     temperatures: int = 14
     sweeps: int = 150  # at every temperature
-    shown: tuple[float, float] = (0.55, 0.0)  # (T, J_0) of the histogram
+    shown: tuple[float, float] = (0.3, 0.0)  # (T, J_0) of the histogram
     # the bounds of the claims
     deviation: float = 0.04
     accuracy: float = 0.9
@@ -250,8 +250,8 @@ def plot(result: Result) -> Any:
     axes[1].hist(a["sample"], bins=90, range=(-6, 6), density=True, color="0.8", label="single configurations")
     axes[1].plot(a["fields"], a["density"], "C3", label="Parisi")
     axes[1].plot(a["fields"], a["symmetric"], "k--", lw=0.8, label="replica symmetric")
-    axes[1].set(xlabel="field h", ylabel="density", title="law of the fields in the glass")
-    axes[1].legend(fontsize=8)
+    axes[1].set(xlabel="field h", ylabel="density", title="law of the fields in the glass", ylim=(0, 0.36))
+    axes[1].legend(fontsize=8, loc="upper right")
     for phase, name in enumerate(PHASES):
         mine = a["theory"][..., 2] == phase
         points = np.moveaxis(a["measured"], 1, 2)[mine].reshape(-1, 2)
