@@ -81,7 +81,8 @@ class MonteCarlo(AbstractAverage):
         if key is None:
             raise ValueError("MonteCarlo draws noise: solve(..., key=jax.random.key(0))")
         weights = jnp.full((self.samples,), 1 / self.samples, dtype)
-        z = jax.random.normal(key, (self.samples, *shape), dtype)
+        # One noise for both precisions; bits for float64 cannot be drawn inside a program of single precision.
+        z = jax.random.normal(key, (self.samples, *shape), jnp.float32).astype(dtype)
         last = shape[-1] if shape else 1
         if self.matched and self.samples >= 2 * last:
             blocks = jnp.moveaxis(z.reshape(self.samples, -1, last), 1, 0)

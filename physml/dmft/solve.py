@@ -196,7 +196,10 @@ def _solve(model, scheme, average, key, start):
     out = scheme.run(model, start, sample)
     if not isinstance(average, MonteCarlo) or sample is None:
         return out
-    updates = lax.map(lambda batch: model.finish(model.update(out.unknowns, batch)), average.split(sample))
+    # Error bars have no derivative.
+    fixed = lambda v: lax.stop_gradient(v) if eqx.is_inexact_array(v) else v
+    model, unknowns = jax.tree.map(fixed, (model, out.unknowns))
+    updates = lax.map(lambda batch: model.finish(model.update(unknowns, batch)), average.split(sample))
     error = jax.tree.map(lambda a: jnp.std(a, axis=0, ddof=1) / average.batches**0.5, updates)
     return eqx.tree_at(lambda out: out.error, out, error, is_leaf=lambda leaf: leaf is None)
 

@@ -383,7 +383,6 @@ class WideNetwork(AbstractModel):
 
 
 INNER = 3  # iterations of the implicit half of a step
-JITTER = 1e-5  # of the mean variance: a covariance estimated in float32 is singular to that
 
 
 @jax.custom_jvp
@@ -393,19 +392,23 @@ def root(covariance: Array) -> Array:
     Factorised in float64; the derivative is written out, because rules applied to the factorisation would leave
     float64.
     """
-    return _cholesky(covariance)
+    return _cholesky(covariance + _jitter(covariance))
 
 
-@in_float64
-def _cholesky(covariance):
-    scale = jnp.mean(jnp.diag(covariance))
-    return jnp.linalg.cholesky(covariance + JITTER * scale * jnp.eye(len(covariance), dtype=covariance.dtype))
+_cholesky = in_float64(jnp.linalg.cholesky)
+
+
+def _jitter(covariance):
+    """Of the mean variance 1e-5, or what rounding takes from the smallest eigenvalue: it grows with the largest."""
+    size, dtype = len(covariance), covariance.dtype
+    share = max(1e-5, size * float(jnp.finfo(dtype).eps))
+    return share * jnp.mean(jnp.diag(covariance)) * jnp.eye(size, dtype=dtype)
 
 
 @root.defjvp
 def _root_jvp(primals, tangents):
     L, move = root(*primals), tangents[0]
-    move = move + JITTER * jnp.mean(jnp.diag(move)) * jnp.eye(len(L), dtype=L.dtype)
+    move = move + _jitter(move)
     solve = lambda b: jax.scipy.linalg.solve_triangular(L, b, lower=True)
     inner = jnp.tril(solve(solve(move).T))
     return L, L @ (inner - 0.5 * jnp.diag(jnp.diag(inner)))

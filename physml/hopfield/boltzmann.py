@@ -8,7 +8,7 @@ $$q_i = \operatorname{softmax}\bigl((\Phi q + b)_i\bigr) \quad\Longleftrightarro
 
 on the simplices, where f is convex because q <= 1. If $I - \Phi \succeq m > 0$, the free energy
 $\frac12q^T(I - \Phi)q - b\cdot q + f(q)$ is strongly convex and q unique. That holds for $\Phi_{ij} = -A_i^TA_j$,
-$i \ne j$, when no block of A is longer than $\sqrt{1-m}$. Forward and backward steps of length
+$i \ne j$, when no block of A has a singular value above $\sqrt{1-m}$. Forward and backward steps of length
 $\alpha \le 1/|I - \Phi|$ never raise the free energy and converge at rate $1 - \alpha m$:
 
 $$q \leftarrow \operatorname{prox}_{\alpha f}\bigl(q - \alpha[(I - \Phi)q - b]\bigr), \qquad
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from physml.core.fixed_point import Damped, fixed_point
+from physml.core.fixed_point import AbstractIteration, Damped, fixed_point
 from physml.core.status import Status
 from physml.core.types import Key, Scalar, is_traced
 
@@ -75,9 +75,8 @@ class MonotoneBoltzmann(eqx.Module):
         r"""$\Phi$ (states, states), zero inside a variable, with $I - \Phi \succeq m$."""
         A, same = self.factors, jnp.asarray(_same(self.sizes), self.factors.dtype)
         owner = jnp.asarray(_owner(self.sizes))
-        # |A_i|^2 is at most the sum of its squares.
-        squares = jax.ops.segment_sum(jnp.sum(A**2, 0), owner, len(self.sizes))
-        A = A * jnp.sqrt((1 - self.margin) / jnp.maximum(squares, 1 - self.margin))[owner][None, :]
+        square = _largest_eigenvalues(self.sizes, A.T @ A)
+        A = A * jnp.sqrt((1 - self.margin) / jnp.maximum(square, 1 - self.margin))[owner][None, :]
         return (same - 1) * (A.T @ A)
 
     def mean_field(
@@ -87,6 +86,7 @@ class MonotoneBoltzmann(eqx.Module):
         *,
         step: Scalar | None = None,
         start: Array | None = None,
+        method: AbstractIteration | None = None,
         tol: Scalar | None = None,
         max_steps: int = 500,
     ) -> MeanField:
@@ -94,7 +94,8 @@ class MonotoneBoltzmann(eqx.Module):
 
         **Arguments.** `clamped` (variables,): True for variables held at their part of `values` (states,), one-hot or
         any probabilities. `step`: $\alpha$ in (0, 1]; None for $1/|I - \Phi|$. `start` (states,): the solution does not
-        depend on it. `tol`, `max_steps` as in `core.fixed_point`; derivatives are implicit.
+        depend on it. `method`, `tol`, `max_steps` as in `core.fixed_point`; None for the plain steps, which never raise
+        the free energy, where `Anderson()` takes several times fewer. Derivatives are implicit.
         **Returns** `MeanField`; status `not_converged` where `max_steps` did not do.
         """
         phi, owner = self.couplings(), jnp.asarray(_owner(self.sizes))
@@ -111,7 +112,7 @@ class MonotoneBoltzmann(eqx.Module):
         counts = jnp.asarray([1 / n for n in self.sizes], dtype)[owner]
         q0 = fix(counts if start is None else jnp.asarray(start, dtype))
         move = lambda q: fix(proximal(self.sizes, q - alpha * (q - phi @ q - self.bias), alpha))
-        out = fixed_point(move, q0, method=Damped(1.0), tol=tol, max_steps=max_steps)
+        out = fixed_point(move, q0, method=Damped(1.0) if method is None else method, tol=tol, max_steps=max_steps)
         return MeanField(out.value, out.residual, out.status)
 
     def free_energy(self, q: Array) -> Array:
@@ -141,6 +142,24 @@ def _owner(sizes: tuple[int, ...]) -> np.ndarray:
 def _same(sizes: tuple[int, ...]) -> np.ndarray:
     owner = _owner(sizes)
     return owner[:, None] == owner[None, :]
+
+
+def _largest_eigenvalues(sizes: tuple[int, ...], gram: Array) -> Array:
+    """Of the diagonal blocks (variables,), variables with as many states at once."""
+    starts, counts = np.cumsum([0, *sizes[:-1]]), np.asarray(sizes)
+    out = jnp.zeros(len(sizes), gram.dtype)
+    for n in np.unique(counts):
+        (which,) = np.nonzero(counts == n)
+        at = starts[which][:, None] + np.arange(n)
+        blocks = gram[at[:, :, None], at[:, None, :]]
+        if n == 2:  # in closed form: pixels and units are many
+            half = 0.5 * (blocks[:, 0, 0] - blocks[:, 1, 1])
+            root = jnp.sqrt(half**2 + blocks[:, 0, 1] ** 2 + jnp.finfo(gram.dtype).tiny)
+            top = 0.5 * (blocks[:, 0, 0] + blocks[:, 1, 1]) + root
+        else:
+            top = jnp.linalg.eigvalsh(blocks)[:, -1]
+        out = out.at[which].set(top)
+    return out
 
 
 def log_softmax(sizes: tuple[int, ...], y: Array) -> Array:

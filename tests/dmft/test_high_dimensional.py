@@ -138,3 +138,15 @@ def test_mistakes_and_divergence():
     out = solve(large, noise=NOISE, key=jax.random.key(0))
     with pytest.raises(Failure):
         out.check()
+
+
+def test_single_precision_inside_and_outside_of_jit():
+    """Programs of single precision around equations in float64: the noise is drawn, and derivatives pass."""
+    model = lambda ratio: small(steps=3, ratio=ratio)
+    loss = lambda ratio, key: solve(model(ratio), key=key, noise=NOISE).check().order.test[-1]
+    inside = lambda ratio: solve(model(ratio), key=jax.random.fold_in(jax.random.key(0), 1), noise=NOISE).order.test[-1]
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    difference = (loss(2.02, key) - loss(1.98, key)) / 0.04
+    for slope in (jax.grad(loss)(2.0, key), jax.jit(jax.grad(inside))(2.0), jax.grad(jax.jit(inside))(2.0)):
+        assert slope.dtype == jnp.float32
+        np.testing.assert_allclose(slope, difference, rtol=5e-3)

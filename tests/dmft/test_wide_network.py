@@ -8,6 +8,7 @@ import pytest
 from physml import dmft
 from physml.core import Failure
 from physml.dmft import MonteCarlo, WideNetwork
+from physml.dmft.wide_network import root
 
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(4, 10))
@@ -120,3 +121,12 @@ def test_errors_and_statuses():
             WideNetwork(**(good | wrong))
     with pytest.raises(Failure):
         dmft.solve(WideNetwork(100 * KERNEL, TARGETS, t_max=2.0, dt=0.1), key=jax.random.key(0)).check()
+
+
+def test_large_covariances_of_single_precision_have_a_root():
+    """2400 fields that almost agree: rounding takes 1e-8 of the largest eigenvalue from the smallest."""
+    x = 1 + 1e-3 * jax.random.normal(jax.random.key(0), (2400, 300))
+    covariance = x @ x.T / 300
+    assert np.linalg.eigvalsh(np.asarray(covariance, np.float64))[0] < -1e-5
+    L = root(covariance)
+    assert float(jnp.max(jnp.abs(L @ L.T - covariance))) < 1e-3

@@ -53,9 +53,8 @@ def test_identities_of_the_full_solution(t, x64):
 @pytest.mark.parametrize("state", ["glass", "paramagnet", "magnet"])
 def test_the_law_of_the_fields(state, x64):
     """It is normalised, and its moments and the energy come out of it."""
-    at = {
-        "glass": lambda: parisi(0.4), "paramagnet": lambda: parisi(1.4), "magnet": lambda: sherrington_kirkpatrick(0.6, 1.3)
-    }[state]()  # fmt: skip
+    at = {"glass": parisi, "paramagnet": parisi, "magnet": lambda t: sherrington_kirkpatrick(t, 1.3)}[state]
+    at = at({"glass": 0.4, "paramagnet": 1.4, "magnet": 0.6}[state])
     t = float(at.temperature)
     assert abs(_average(at, np.ones_like) - 1) < 1e-6
     assert abs(_average(at, lambda h: h) - at.field_mean) < 1e-6
