@@ -7,9 +7,14 @@ $$q_i = \operatorname{softmax}\bigl((\Phi q + b)_i\bigr) \quad\Longleftrightarro
   0 \in (I - \Phi)q - b + \partial f(q), \qquad f(q) = \sum q\ln q - \tfrac12|q|^2$$
 
 on the simplices, where f is convex because q <= 1. If $I - \Phi \succeq m > 0$, the free energy
-$\frac12q^T(I - \Phi)q - b\cdot q + f(q)$ is strongly convex and q unique. That holds for $\Phi_{ij} = -A_i^TA_j$,
-$i \ne j$, when no block of A has a singular value above $\sqrt{1-m}$. Forward and backward steps of length
-$\alpha \le 1/|I - \Phi|$ never raise the free energy and converge at rate $1 - \alpha m$:
+$\frac12q^T(I - \Phi)q - b\cdot q + f(q)$ is strongly convex and q unique. Any symmetric W can be brought
+there: couplings inside a variable are dropped, so is what is the same for all its states and belongs to the bias, and
+if the largest eigenvalue exceeds 1 - m everything is scaled down to it,
+
+$$\Phi = W\min\bigl(1, \tfrac{1-m}{\lambda_{\max}(W)}\bigr).$$
+
+Forward and backward steps of length $\alpha \le 1/|I - \Phi|$ never raise the free energy and converge at rate
+$1 - \alpha m$:
 
 $$q \leftarrow \operatorname{prox}_{\alpha f}\bigl(q - \alpha[(I - \Phi)q - b]\bigr), \qquad
   \operatorname{prox}_{\alpha f}(y): \ \alpha\ln q + (1-\alpha)q = y + \lambda,\ \sum q = 1$$
@@ -24,6 +29,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from physml.core.fixed_point import AbstractIteration, Damped, fixed_point
@@ -49,15 +55,18 @@ class MeanField(eqx.Module):
 class MonotoneBoltzmann(eqx.Module):
     r"""A machine with a unique mean-field solution; see the module for the equations.
 
-    **Fields.** `factors` A (rank, states), before they are scaled to the bound. `bias` b (states,). `sizes`: states of
-    each variable: pixels, hidden units and labels in any order, all connected. `margin` m in (0, 1).
+    **Fields.** `weights` W (states, states), any matrix: its symmetric part counts, between variables. `bias` b
+    (states,). `sizes`: states of each variable: pixels, hidden units and labels in any order. `connected` (variables,
+    variables): which of them are, as in a layered machine; None for all. `margin` m in (0, 1).
 
-    **Cost.** states^2 multiplications an iteration; the gradient one linear solve.
+    **Cost.** One eigenvalue problem, O(states^3), then states^2 multiplications an iteration; the gradient one linear
+    solve. First derivatives only: the largest eigenvalue's is $v^T dW v$.
     """
 
-    factors: Array
+    weights: Array
     bias: Array
     sizes: tuple[int, ...] = eqx.field(static=True)
+    connected: ArrayLike | None = None
     margin: float = eqx.field(static=True, default=0.1)
 
     def __check_init__(self):
@@ -66,18 +75,30 @@ class MonotoneBoltzmann(eqx.Module):
             raise ValueError(f"every variable needs two states or more, got sizes {self.sizes}")
         if not 0 < self.margin < 1:
             raise ValueError(f"margin must lie between 0 and 1, got {self.margin}")
-        if np.ndim(self.factors) != 2 or np.shape(self.factors)[1] != states or np.shape(self.bias) != (states,):
-            raise ValueError(
-                f"factors {np.shape(self.factors)}, bias {np.shape(self.bias)}: expected (rank, {states}), ({states},)"
-            )
+        if np.shape(self.weights) != (states, states) or np.shape(self.bias) != (states,):
+            found = f"weights {np.shape(self.weights)}, bias {np.shape(self.bias)}"
+            raise ValueError(f"{found}: expected a matrix and a vector of {states} states")
+        if self.connected is not None and np.shape(self.connected) != (len(self.sizes),) * 2:
+            raise ValueError(f"connected must be ({len(self.sizes)},) * 2, got shape {np.shape(self.connected)}")
 
     def couplings(self) -> Array:
         r"""$\Phi$ (states, states), zero inside a variable, with $I - \Phi \succeq m$."""
-        A, same = self.factors, jnp.asarray(_same(self.sizes), self.factors.dtype)
-        owner = jnp.asarray(_owner(self.sizes))
-        square = _largest_eigenvalues(self.sizes, A.T @ A)
-        A = A * jnp.sqrt((1 - self.margin) / jnp.maximum(square, 1 - self.margin))[owner][None, :]
-        return (same - 1) * (A.T @ A)
+        return self._couplings()[0]
+
+    def _couplings(self):
+        """And the smallest eigenvalue."""
+        owner, count = jnp.asarray(_owner(self.sizes)), len(self.sizes)
+        sizes = jnp.asarray(self.sizes, self.weights.dtype)
+        centred = lambda W: W - (jax.ops.segment_sum(W, owner, count) / sizes[:, None])[owner]
+        W = centred(centred(0.5 * (self.weights + self.weights.T)).T)
+        W = jnp.where(jnp.asarray(_same(self.sizes)), 0.0, W)
+        if self.connected is not None:
+            both = jnp.asarray(self.connected, bool) & jnp.asarray(self.connected, bool).T
+            W = jnp.where(both[owner][:, owner], W, 0.0)
+        values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(W))
+        largest = vectors[:, -1] @ W @ vectors[:, -1]
+        scale = (1 - self.margin) / jnp.maximum(largest, 1 - self.margin)
+        return W * scale, values[0] * jax.lax.stop_gradient(scale)
 
     def mean_field(
         self,
@@ -93,19 +114,18 @@ class MonotoneBoltzmann(eqx.Module):
         r"""The solution of the mean-field equations, with some variables held.
 
         **Arguments.** `clamped` (variables,): True for variables held at their part of `values` (states,), one-hot or
-        any probabilities. `step`: $\alpha$ in (0, 1]; None for $1/|I - \Phi|$. `start` (states,): the solution does not
+        any probabilities. `step`: $\alpha$ in (0, 1]; None for $1/|I - \Phi|$. `start` (states,): q does not
         depend on it. `method`, `tol`, `max_steps` as in `core.fixed_point`; None for the plain steps, which never raise
         the free energy, where `Anderson()` takes several times fewer. Derivatives are implicit.
         **Returns** `MeanField`; status `not_converged` where `max_steps` did not do.
         """
-        phi, owner = self.couplings(), jnp.asarray(_owner(self.sizes))
+        (phi, smallest), owner = self._couplings(), jnp.asarray(_owner(self.sizes))
         dtype = phi.dtype
         if step is not None and not is_traced(step) and not 0 < float(step) <= 1:
             raise ValueError(f"step must lie in (0, 1], got {step}")
         if (clamped is None) != (values is None):
             raise ValueError("clamped and values go together: which variables are held, and at what")
-        largest = 1 - jnp.linalg.eigvalsh(jax.lax.stop_gradient(phi))[0]
-        alpha = jnp.minimum(1.0, 1 / largest) if step is None else jnp.asarray(step, dtype)
+        alpha = jnp.minimum(1.0, 1 / (1 - smallest)) if step is None else jnp.asarray(step, dtype)
         held = jnp.zeros(len(owner), bool) if clamped is None else jnp.asarray(clamped)[owner]
         given = jnp.zeros_like(self.bias) if values is None else jnp.asarray(values, dtype)
         fix = lambda q: jnp.where(held, given, q)
@@ -122,15 +142,19 @@ class MonotoneBoltzmann(eqx.Module):
 
 
 def monotone_boltzmann(
-    sizes: tuple[int, ...], *, rank: int, key: Key, margin: float = 0.1, scale: float = 0.5
+    sizes: tuple[int, ...],
+    *,
+    key: Key,
+    connected: ArrayLike | None = None,
+    margin: float = 0.1,
+    scale: float = 0.5,
 ) -> MonotoneBoltzmann:
-    """A machine with random factors of this `rank`, blocks of length about `scale`, and no bias."""
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+    """A machine with random weights whose largest eigenvalue is about `scale`, and no bias."""
     sizes = tuple(int(n) for n in sizes)
-    lengths = np.sqrt(np.asarray(sizes, np.float64) * rank)[_owner(sizes)]
-    factors = jax.random.normal(key, (rank, sum(sizes))) * jnp.asarray(scale / lengths, jnp.result_type(float))[None, :]
-    return MonotoneBoltzmann(factors, jnp.zeros(sum(sizes)), sizes, margin)
+    states = sum(sizes)
+    dtype = jnp.result_type(float)
+    weights = scale / (2 * states) ** 0.5 * jax.random.normal(key, (states, states), dtype)
+    return MonotoneBoltzmann(weights, jnp.zeros(states), sizes, connected, margin)
 
 
 @functools.lru_cache(maxsize=32)
@@ -142,24 +166,6 @@ def _owner(sizes: tuple[int, ...]) -> np.ndarray:
 def _same(sizes: tuple[int, ...]) -> np.ndarray:
     owner = _owner(sizes)
     return owner[:, None] == owner[None, :]
-
-
-def _largest_eigenvalues(sizes: tuple[int, ...], gram: Array) -> Array:
-    """Of the diagonal blocks (variables,), variables with as many states at once."""
-    starts, counts = np.cumsum([0, *sizes[:-1]]), np.asarray(sizes)
-    out = jnp.zeros(len(sizes), gram.dtype)
-    for n in np.unique(counts):
-        (which,) = np.nonzero(counts == n)
-        at = starts[which][:, None] + np.arange(n)
-        blocks = gram[at[:, :, None], at[:, None, :]]
-        if n == 2:  # in closed form: pixels and units are many
-            half = 0.5 * (blocks[:, 0, 0] - blocks[:, 1, 1])
-            root = jnp.sqrt(half**2 + blocks[:, 0, 1] ** 2 + jnp.finfo(gram.dtype).tiny)
-            top = 0.5 * (blocks[:, 0, 0] + blocks[:, 1, 1]) + root
-        else:
-            top = jnp.linalg.eigvalsh(blocks)[:, -1]
-        out = out.at[which].set(top)
-    return out
 
 
 def log_softmax(sizes: tuple[int, ...], y: Array) -> Array:

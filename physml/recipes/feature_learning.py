@@ -41,9 +41,9 @@ class Config:
     gammas: tuple[float, ...] = (0.1, 1.0, 3.0)
     train: int = 8
     test: int = 2
-    t_max: float = 5.0
-    dt: float = 0.05
-    samples: int = 4000
+    t_max: float = 2.0
+    dt: float = 0.02
+    samples: tuple[int, ...] = (8000, 40_000, 48_000)  # for each gamma: memory amplifies their noise
     width: int = 2500
     seeds: int = 4
     widths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
@@ -55,10 +55,14 @@ class Config:
     forward: float = 0.03  # relative Frobenius distance of Phi
     backward: float = 0.03  # and of G
 
+    def __post_init__(self):
+        if len(self.samples) != len(self.gammas):
+            raise ValueError(f"samples go with gammas, got {len(self.samples)} and {len(self.gammas)}")
+
 
 PAPER = Config()
 SMOKE = Config(
-    depths=(2,), gammas=(1.0,), train=2, test=1, t_max=1.0, dt=0.1, samples=1000, width=200, seeds=2,
+    depths=(2,), gammas=(1.0,), train=2, test=1, t_max=1.0, dt=0.1, samples=(1000,), width=200, seeds=2,
     widths=(), linear=0.02, forward=0.15, backward=0.25,
 )  # fmt: skip
 
@@ -76,7 +80,8 @@ def run(config: Config, *, key: Key, progress: bool = False) -> Result:
         bar.update()
         for i, depth in enumerate(config.depths):
             for j, gamma in enumerate(config.gammas):
-                _kernels(config, depth, gamma, jax.random.fold_in(deep_key, 100 * i + j), claims, metrics, arrays)
+                one_key = jax.random.fold_in(deep_key, 100 * i + j)
+                _kernels(config, depth, gamma, config.samples[j], one_key, claims, metrics, arrays)
                 bar.update()
     return Result(tuple(claims), {name: float(value) for name, value in metrics.items()}, arrays)
 
@@ -131,14 +136,14 @@ def _widths(config, key, claims, metrics, arrays):
     claims.append(close_to("rms error of single networks over width, exponent", slope, -0.5, config.slope, "N^(-1/2)"))
 
 
-def _kernels(config, depth, gamma, key, claims, metrics, arrays):
+def _kernels(config, depth, gamma, samples, key, claims, metrics, arrays):
     kernel, y = _images(config)
     model = WideNetwork(kernel, y, depth, gamma, jnp.tanh, config.t_max, config.dt)
     theory_key, net_key = jax.random.split(key)
     # A few samples find the neighbourhood of the solution, many the solution.
-    few = config.samples // 40 * 10
+    few = samples // 160 * 10
     near = dmft.solve(model, key=theory_key, noise=MonteCarlo(few)).unknowns if few >= 500 else None
-    solution = dmft.solve(model, key=theory_key, noise=MonteCarlo(config.samples), start=near).check()
+    solution = dmft.solve(model, key=theory_key, noise=MonteCarlo(samples), start=near).check()
     order = solution.order
     train = jax.jit(lambda k: model.finite_n(config.width, key=k))
     nets = [train(jax.random.fold_in(net_key, i)) for i in range(config.seeds)]
@@ -151,20 +156,20 @@ def _kernels(config, depth, gamma, key, claims, metrics, arrays):
         distance = norm(theory - mean) / size
         # What sampling alone explains: units of the networks, samples of the theory.
         networks = np.sqrt(np.mean([norm(net - mean) ** 2 for net in each], 0) / (len(each) - 1)) / size
-        samples = norm(np.asarray(getattr(solution.error, field))) / size
-        rest = np.sqrt(np.maximum(distance**2 - networks**2 - samples**2, 0))
-        for key_, value in (("distance", distance), ("networks' noise", networks), ("samples' noise", samples)):
+        drawn = norm(np.asarray(getattr(solution.error, field))) / size
+        rest = np.sqrt(np.maximum(distance**2 - networks**2 - drawn**2, 0))
+        for key_, value in (("distance", distance), ("networks' noise", networks), ("samples' noise", drawn)):
             metrics[f"{name}: {field}, {key_}, worst layer"] = np.max(value)
         claims.append(
             at_most(f"{name}: {field}, distance {np.max(distance):.3f} to networks of width {config.width}, beyond noise",
-                    np.max(rest), bound, f"mean of {config.seeds}", error=np.max(np.hypot(networks, samples)))
+                    np.max(rest), bound, f"mean of {config.seeds}", error=np.max(np.hypot(networks, drawn)))
         )  # fmt: skip
     f = np.stack([np.asarray(net.f) for net in nets])
     gap = float(np.max(np.abs(np.asarray(order.f - order.output))))
     test = float(np.max(np.abs(np.asarray(order.f)[:, config.train :] - f.mean(0)[:, config.train :])))
     metrics |= {f"{name}: outputs two ways": gap, f"{name}: test outputs": test}
     # The average over the last layer carries sampling noise 1/(gamma sqrt(samples)).
-    noise = 5 / (gamma * np.sqrt(config.samples))
+    noise = 5 / (gamma * np.sqrt(samples))
     claims.append(
         at_most(f"{name}: output by the loss and by the last layer differ by", gap, noise,
                 "5 / (gamma sqrt(samples)), the noise of the second")
