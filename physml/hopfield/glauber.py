@@ -189,6 +189,9 @@ def glauber(
     return _run(energy, spins, sweeps, jnp.asarray(temperature, spins.dtype), key, order, save_every, observe)
 
 
+TILE = 64  # replicas at a time on a CPU
+
+
 @eqx.filter_jit
 def _run(energy, spins, sweeps, temperature, key, order, save_every, observe):
     n, replicas = spins.shape
@@ -218,12 +221,26 @@ def _run(energy, spins, sweeps, temperature, key, order, save_every, observe):
             new = decide(old, energy.field(summary, row, old), threshold)
             return energy.moved(summary, row, new - old), new
 
-        if order == "typewriter":
-            return lax.scan(update, energy.summary(spins), (rows, spins, thresholds))[1]
         site = jax.random.permutation(jax.random.fold_in(site_key, k), n)
-        taken = jax.tree.map(lambda v: v[site], (rows, spins))
-        _, new = lax.scan(update, energy.summary(spins), (*taken, thresholds))
-        return new[jnp.argsort(site)]  # a gather: scattering the rows back would cost more than the sweep
+        ordered = (lambda v: v) if order == "typewriter" else lambda v: v[site]
+        taken = jax.tree.map(ordered, rows)
+
+        def some(spins, thresholds):
+            inputs = (taken, ordered(spins), ordered(thresholds))
+            return lax.scan(update, energy.summary(spins), inputs)[1]
+
+        def tiled(spins, thresholds):
+            """In groups, so that what a flip moves stays in the cache of a core."""
+            tile = lambda a: jnp.moveaxis(a.reshape(n, -1, TILE), 1, 0)
+            new = lax.map(lambda a: some(*a), (tile(spins), tile(thresholds)))
+            return jnp.moveaxis(new, 0, 1).reshape(n, replicas)
+
+        if replicas > TILE and replicas % TILE == 0:
+            new = lax.platform_dependent(spins, thresholds, cpu=tiled, default=some)
+        else:
+            new = some(spins, thresholds)
+        # A gather: scattering the rows back would cost more than the sweep.
+        return new if order == "typewriter" else new[jnp.argsort(site)]
 
     if observe is None:
         observe = lambda s: energy(s) / n

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.hopfield.glauber import Dense, Pairwise, glauber
+from physml.hopfield.glauber import TILE, Dense, Pairwise, glauber
 from physml.hopfield.patterns import dilute, examples, hebbian, overlaps, pseudo_inverse, random_patterns
 
 
@@ -142,3 +142,15 @@ def test_errors(key):
         examples(patterns, 3, quality=0.0, key=key)
     with pytest.raises(ValueError, match="blank"):
         dilute(patterns, 1.0, key=key)
+
+
+@pytest.mark.parametrize("order", ["random", "typewriter"])
+def test_replicas_in_groups_are_the_replicas_alone(order):
+    """More than a group of them, on a CPU: the first as they would be without the others."""
+    patterns = random_patterns(3, 20, key=jax.random.key(0))
+    start = random_patterns(2 * TILE, 20, key=jax.random.key(1)).T
+    run = lambda spins: glauber(Dense(patterns), spins, 3, temperature=0.5, key=jax.random.key(2), order=order)
+    many, few = run(start), run(start[:, :TILE])
+    np.testing.assert_array_equal(many.spins[:, :TILE], few.spins)
+    np.testing.assert_allclose(many.observed[:, :TILE], few.observed, rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(many.spins[:, TILE:], many.spins[:, :TILE])
