@@ -27,7 +27,7 @@ from physml.recipes._result import Info, Result, at_most, close_to
 INFO = Info(
     paper="Sompolinsky, Crisanti and Sommers, Chaos in random neural networks (1988); Bunin (2017); Galla (2018)",
     claim="variance, memory and Lyapunov exponent of random networks; survivors and their stability; couplings by design",
-    time="5 min, smoke 10 s",
+    time="10 min, smoke 10 s",
 )
 
 
@@ -37,7 +37,7 @@ class Config:
 
     g: float = 1.5
     units: int = 4000
-    networks: int = 3
+    networks: int = 8
     t_max: float = 150.0
     species: int = 1000
     communities: int = 10
