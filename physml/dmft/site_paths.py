@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 
 from physml.core.status import Code
 from physml.core.types import Scalar
-from physml.dmft.wide_network import root
+from physml.dmft.covariance import root
 
 ROUNDING = 8.0  # times the size and the spacing of the dtype
 FUTURE = 1e-6  # of the largest response: a response to the future beyond this is none of rounding

@@ -35,10 +35,11 @@ from jax import lax
 from jaxtyping import Array
 
 from physml.core.fixed_point import Damped
-from physml.core.float64 import in_float64
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.average import MonteCarlo
+from physml.dmft.covariance import root
 from physml.dmft.solve import AbstractModel, FixedPoint
+from physml.dmft.trained_network import TrainedNetwork
 
 
 class Training(eqx.Module):
@@ -317,98 +318,10 @@ class WideNetwork(AbstractModel):
 
         Its output at the start, which vanishes as n^{-1/2}, is subtracted.
         """
-        dtype = jnp.result_type(self.kernel, float)
-        keys = jax.random.split(key, self.depth + 1)
-        inputs = root(jnp.asarray(self.kernel, dtype))
-        weights = [jax.random.normal(keys[0], (len(self.kernel), n), dtype)]
-        weights += [jax.random.normal(k, (n, n), dtype) for k in keys[1:-1]]
-        weights += [jax.random.normal(keys[-1], (n,), dtype)]
-        phi = (lambda h: h) if self.phi is None else self.phi
-        gamma = jnp.asarray(self.gamma, dtype)
-
-        def layers(weights, shifts):
-            """Outputs, and phi(h) of every layer; shifts are added to the h."""
-            x, seen = inputs, []
-            for i, (W, shift) in enumerate(zip(weights[:-1], shifts, strict=True)):
-                h = x @ W / (1.0 if i == 0 else n**0.5) + shift
-                x = phi(h)
-                seen.append(x)
-            return x @ weights[-1] / (gamma * n), jnp.stack(seen)
-
-        still = [jnp.zeros((len(self.kernel), n), dtype)] * self.depth
-
-        def observe(weights):
-            f, values = layers(weights, still)
-            # Inputs do not mix, so the gradient of the sum of outputs holds every df_mu / dh_mu; times gamma n it is g.
-            g = jax.grad(lambda shifts: jnp.sum(layers(weights, shifts)[0]))(still)
-            return f, values, gamma * n * jnp.stack(g)
-
-        f0 = layers(weights, still)[0]
-
-        def loss(weights):
-            return 0.5 * jnp.sum(self._error(layers(weights, still)[0] - f0) ** 2)
-
-        def flow(weights):
-            return jax.tree.map(lambda g: -(gamma**2) * n * g, jax.grad(loss)(weights))
-
-        def rates(state):
-            weights, speed = state
-            if self.momentum is None:
-                return flow(weights), ()
-            tau = jnp.asarray(self.momentum, dtype)
-            return speed, jax.tree.map(lambda force, v: (force - v) / tau, flow(weights), speed)
-
-        def runge_kutta(state, _):
-            dt = self.dt / substeps
-            along = lambda slope, c: jax.tree.map(lambda w, s: w + c * dt * s, state, slope)
-            a = rates(state)
-            b = rates(along(a, 0.5))
-            c = rates(along(b, 0.5))
-            d = rates(along(c, 1.0))
-            return along(jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, a, b, c, d), 1.0), None
-
-        def one(state, _):
-            seen = observe(state[0])
-            return lax.scan(runge_kutta, state, length=substeps)[0], seen
-
-        speed = () if self.momentum is None else jax.tree.map(jnp.zeros_like, weights)
-        (weights, _), seen = lax.scan(one, (weights, speed), length=self.steps)
-        seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, observe(weights))
-        f, values, gradients = seen  # (k, p), (k, depth, p, n) twice
-        f = f - f0[None, :]
-        kernel = lambda a: jnp.einsum("klan,slbn->lkasb", a, a) / n
-        Phi, G = kernel(values), kernel(gradients)
-        t = self.dt * jnp.arange(self.steps + 1, dtype=dtype)
+        network = TrainedNetwork(self.kernel, self._error, self.depth, self.gamma, self.phi, self.momentum)
+        f, Phi, G = network.train(n, self.steps, self.dt, substeps, key=key)
+        t = self.dt * jnp.arange(self.steps + 1, dtype=f.dtype)
         return Training(t, f, 0.5 * jnp.sum(self._error(f) ** 2, 1), f, Phi, G, self._tangent_kernel(Phi, G))
 
 
 INNER = 3  # iterations of the implicit half of a step
-
-
-@jax.custom_jvp
-def root(covariance: Array) -> Array:
-    """Lower triangular square root of a covariance that may be singular up to rounding in float32.
-
-    Factorised in float64; the derivative is written out, because rules applied to the factorisation would leave
-    float64.
-    """
-    return _cholesky(covariance + _jitter(covariance))
-
-
-_cholesky = in_float64(jnp.linalg.cholesky)
-
-
-def _jitter(covariance):
-    """Of the mean variance 1e-5, or what rounding takes from the smallest eigenvalue: it grows with the largest."""
-    size, dtype = len(covariance), covariance.dtype
-    share = max(1e-5, size * float(jnp.finfo(dtype).eps))
-    return share * jnp.mean(jnp.diag(covariance)) * jnp.eye(size, dtype=dtype)
-
-
-@root.defjvp
-def _root_jvp(primals, tangents):
-    L, move = root(*primals), tangents[0]
-    move = move + _jitter(move)
-    solve = lambda b: jax.scipy.linalg.solve_triangular(L, b, lower=True)
-    inner = jnp.tril(solve(solve(move).T))
-    return L, L @ (inner - 0.5 * jnp.diag(jnp.diag(inner)))

@@ -8,7 +8,7 @@ import pytest
 from physml import dmft
 from physml.core import Failure
 from physml.dmft import MonteCarlo, WideNetwork
-from physml.dmft.wide_network import root
+from physml.dmft.covariance import root
 
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(4, 10))
