@@ -184,7 +184,7 @@ def _train(config, values, key, progress):
         value, slope = jax.value_and_grad(loss)(machine, batch, clamp)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
             move, state = optimizer.update(slope, state)
-        return optax.apply_updates(machine, move), state, value
+        return eqx.apply_updates(machine, move), state, value
 
     state = optimizer.init(machine)
     losses = []

@@ -99,10 +99,9 @@ def sherrington_kirkpatrick(temperature: Scalar, ferromagnetic: Scalar = 0.0) ->
     return _replica_symmetric(temperature, ferromagnetic)
 
 
-def check_number(value, low, name):
-    if not is_traced(value) and not (
-        np.ndim(value) == 0 and low <= float(value) < math.inf and float(value) > -math.inf
-    ):
+def check_number(value: Scalar, low: float, name: str) -> None:
+    """Raise a `ValueError` unless a known number is finite and at least `low`."""
+    if not is_traced(value) and not (np.ndim(value) == 0 and math.isfinite(float(value)) and float(value) >= low):
         at_least = f" >= {low:g}" if low > -math.inf else ""
         raise ValueError(f"{name} must be a finite number{at_least} (use jax.vmap for many), got {value!r}")
 
