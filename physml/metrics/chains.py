@@ -1,5 +1,6 @@
 """Diagnostics of Markov chains, arrays (draws, chains, ...), and of weighted samples."""
 
+import functools
 import math
 
 import jax
@@ -55,16 +56,7 @@ def r_hat(x: Chains, *, split: bool = True, rank: bool = False) -> Float[Array, 
     if split:
         half = x.shape[0] // 2
         x = jnp.concatenate([x[:half], x[-half:]], axis=1)
-    if not rank:
-        return _per_quantity(_scale_reduction, x)
-
-    def both(q):
-        folded = jnp.abs(q - jnp.median(q))
-        worst = jnp.maximum(_scale_reduction(_normal_scores(q)), _scale_reduction(_normal_scores(folded)))
-        # Ranks would hide a NaN.
-        return jnp.where(jnp.any(jnp.isnan(q)), jnp.nan, worst)
-
-    return _per_quantity(both, x)
+    return _per_quantity(_worse_of_ranks if rank else _scale_reduction, x)
 
 
 def ess_log_weights(log_w: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
@@ -96,6 +88,7 @@ def _chains(x: Chains) -> Array:
     return x
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _per_quantity(f, x: Array) -> Array:
     flat = x.reshape(x.shape[0], x.shape[1], -1)
     return jax.vmap(f, in_axes=2)(flat).reshape(x.shape[2:])
@@ -109,7 +102,20 @@ def _between(x: Array) -> Array:
 def _scale_reduction(x: Array) -> Array:
     n = x.shape[0]
     within = jnp.mean(jnp.var(x, axis=0, ddof=1))
-    return jnp.sqrt((n - 1) / n + _between(x) / within)
+    return jnp.where(_moves(x), jnp.sqrt((n - 1) / n + _between(x) / within), jnp.nan)
+
+
+def _moves(x: Array) -> Array:
+    """Variances cannot tell: a compiled mean of equal numbers is off by rounding."""
+    return ~(jnp.max(x) == jnp.min(x))
+
+
+def _worse_of_ranks(x: Array) -> Array:
+    """Of bulk and folded R-hat."""
+    folded = jnp.abs(x - jnp.median(x))
+    worst = jnp.maximum(_scale_reduction(_normal_scores(x)), _scale_reduction(_normal_scores(folded)))
+    # Ranks would hide a NaN.
+    return jnp.where(jnp.any(jnp.isnan(x)), jnp.nan, worst)
 
 
 def _time(x: Array) -> Array:
@@ -130,7 +136,7 @@ def _time(x: Array) -> Array:
     tau = 2 * jnp.sum(jnp.where(positive > 0, monotone, 0)) - 1
     # Anticorrelated chains beat independence, but an estimate near zero is noise.
     floor = 1 / math.log10(max(n * chains, 10))
-    return jnp.where(total > 0, jnp.maximum(tau, floor), jnp.nan)
+    return jnp.where((total > 0) & _moves(x), jnp.maximum(tau, floor), jnp.nan)
 
 
 def _normal_scores(x: Array) -> Array:

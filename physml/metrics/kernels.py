@@ -1,8 +1,10 @@
 """Distances between samples that are double sums over pairs, and the test by permutation."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +63,7 @@ def median_distance(x: Samples, *, at_most: int = 1000) -> Float[Array, ""]:
         raise ValueError(f"x has shape {x.shape}: expected (n, d) with n >= 2")
     if len(x) > at_most:
         x = x[np.linspace(0, len(x) - 1, at_most).astype(int)]
-    n = len(x)
-    return jnp.median(_matrix(x, _root)[np.triu_indices(n, 1)])
+    return jnp.median(_matrix(x, _root)[np.triu_indices(len(x), 1)])
 
 
 class PermutationTest(NamedTuple):
@@ -106,17 +107,21 @@ def permutation_test(
     matrix = matrix - jnp.mean(matrix)
     w = jnp.concatenate([jnp.full(len(x), 1 / len(x), x.dtype), jnp.full(len(y), -1 / len(y), x.dtype)])
 
-    def value(w):
-        return -jnp.dot(w, matrix @ w)
-
-    keys = jax.random.split(key, permutations)
-    null = jax.lax.map(lambda k: value(jax.random.permutation(k, w)), keys, batch_size=min(64, permutations))
-    observed = value(w)
+    null, observed = _relabelled(matrix, w, key, permutations)
     # A relabelling that equals the observed one counts, whichever way the sums were rounded.
     grain = 8 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(matrix))
     count = jnp.sum(null >= observed - grain).astype(x.dtype)
     p_value = jnp.where(jnp.isfinite(observed), (1 + count) / (1 + permutations), jnp.nan)
     return PermutationTest(observed, p_value, null)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _relabelled(matrix, w, key, permutations):
+    """Statistics of random relabellings, and of the one observed."""
+    value = lambda w: -jnp.dot(w, matrix @ w)
+    keys = jax.random.split(key, permutations)
+    null = jax.lax.map(lambda k: value(jax.random.permutation(k, w)), keys, batch_size=min(64, permutations))
+    return null, value(w)
 
 
 def _samples(x: Samples, y: Samples, least: int) -> tuple[Array, Array]:
@@ -135,21 +140,25 @@ def _root(square: Array) -> Array:
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
 
 
-def _mixture_kernel(x: Array, y: Array, bandwidths: Scalar | tuple[float, ...] | None) -> Callable:
+class _Mixture(eqx.Module):
+    """Of Gaussians with these rates 1 / 2 s^2."""
+
+    rates: Array
+
+    def __call__(self, square: Array) -> Array:
+        # One bandwidth at a time keeps the block at its size.
+        count = len(self.rates)
+        add = lambda b, k: k + jnp.exp(-self.rates[b] * square) / count
+        return jax.lax.fori_loop(0, count, add, jnp.zeros_like(square))
+
+
+def _mixture_kernel(x: Array, y: Array, bandwidths: Scalar | tuple[float, ...] | None) -> _Mixture:
     if bandwidths is None:
         median = jax.lax.stop_gradient(median_distance(jnp.concatenate([x, y])))
         s = jnp.where(median > 0, median, 1) * jnp.asarray([0.25, 0.5, 1, 2, 4], x.dtype)
     else:
         s = jnp.atleast_1d(jnp.asarray(bandwidths, x.dtype))
-    rate = 0.5 / (s * s)
-
-    def kernel(square):
-        # One bandwidth at a time keeps the block at its size.
-        return jax.lax.fori_loop(
-            0, len(s), lambda b, k: k + jnp.exp(-rate[b] * square) / len(s), jnp.zeros_like(square)
-        )
-
-    return kernel
+    return _Mixture(0.5 / (s * s))
 
 
 @jax.custom_jvp
@@ -176,6 +185,9 @@ def _rows_at_once(x: Array, y: Array) -> int:
     return min(len(x), max(1, _BLOCK // (y.shape[0] * y.shape[1])))
 
 
+# Programs of their own: outside jit a loop would be compiled at every call, and the three means of one sample with
+# itself are equal to the last bit.
+@eqx.filter_jit
 def _mean(x: Array, y: Array, kernel: Callable, without_self: bool = False) -> Array:
     origin = jax.lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
     x, y = x - origin, y - origin
@@ -191,5 +203,6 @@ def _mean(x: Array, y: Array, kernel: Callable, without_self: bool = False) -> A
     return jnp.mean(jax.lax.map(lambda p: jnp.mean(row(p)), x, batch_size=_rows_at_once(x, y)))
 
 
+@eqx.filter_jit
 def _matrix(x: Array, kernel: Callable) -> Array:
     return jax.lax.map(_row(kernel, x.T), x, batch_size=_rows_at_once(x, x))
