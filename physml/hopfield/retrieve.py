@@ -96,30 +96,8 @@ def retrieve(
     if values is not None and (values.ndim != 2 or len(values) != len(memory)):
         raise ValueError(f"values {values.shape}: expected ({len(memory)}, v), one row for each memory")
 
-    def associated(x, beta, mask, rows):
-        """The rows weighted by x, and Phi."""
-        q = x * beta[..., None]
-        if isinstance(sep, AbstractStreamed) and chunk is not None:
-            return associate(sep, chunk, q, memory, rows, mask)
-        w, r, _ = sep.split(q @ memory.T, mask)
-        return (w @ rows) * r[..., None], None
-
-    advance = lambda x, beta, mask: associated(x, beta, mask, memory)[0]
-    wide = jnp.broadcast_to(beta, query.shape[:-1])
-    if tol is None:
-        last = _repeat(lambda x: advance(x, wide, mask), query, steps - 1)
-        x = advance(last, wide, mask)
-        taken = jnp.full(query.shape[:-1], steps, jnp.int32)
-        code = jnp.full(query.shape[:-1], Code.ok, jnp.int32)
-    else:
-        found = _until_still(advance, query, wide, mask, tol, steps, adjoint or "implicit")
-        last = x = found.value.reshape(query.shape)
-        taken, code = (a.reshape(query.shape[:-1]) for a in (found.steps, found.status.code))
-    finite = jnp.isfinite(x).all(-1)
-    code = jnp.where(wide > 0, jnp.where(finite, code, Code.diverged), Code.unphysical)
-    weights = sep.weights((last * wide[..., None]) @ memory.T, mask) if return_weights else None
-    value = None if values is None else associated(last, wide, mask, jnp.asarray(values, x.dtype))[0]
-    return Retrieval(x, _energy(sep, x, memory, wide, mask, chunk), weights, taken, status(code, taken), value)
+    values = None if values is None else jnp.asarray(values, query.dtype)
+    return _retrieve(sep, query, memory, beta, mask, values, steps, tol, return_weights, chunk, adjoint)
 
 
 def energy(
@@ -142,6 +120,34 @@ def energy(
     sep = _separation(separation)
     x, memory, beta, mask = _prepare(x, memory, beta, mask, sep, chunk)
     return _energy(sep, x, memory, jnp.broadcast_to(beta, x.shape[:-1]), mask, chunk)
+
+
+@eqx.filter_jit
+def _retrieve(sep, query, memory, beta, mask, values, steps, tol, return_weights, chunk, adjoint):
+    def associated(x, beta, mask, rows):
+        """The rows weighted by x, and Phi."""
+        q = x * beta[..., None]
+        if isinstance(sep, AbstractStreamed) and chunk is not None:
+            return associate(sep, chunk, q, memory, rows, mask)
+        w, r, _ = sep.split(q @ memory.T, mask)
+        return (w @ rows) * r[..., None], None
+
+    advance = lambda x, beta, mask: associated(x, beta, mask, memory)[0]
+    wide = jnp.broadcast_to(beta, query.shape[:-1])
+    if tol is None:
+        last = _repeat(lambda x: advance(x, wide, mask), query, steps - 1)
+        x = advance(last, wide, mask)
+        taken = jnp.full(query.shape[:-1], steps, jnp.int32)
+        code = jnp.full(query.shape[:-1], Code.ok, jnp.int32)
+    else:
+        found = _until_still(advance, query, wide, mask, tol, steps, adjoint or "implicit")
+        last = x = found.value.reshape(query.shape)
+        taken, code = (a.reshape(query.shape[:-1]) for a in (found.steps, found.status.code))
+    finite = jnp.isfinite(x).all(-1)
+    code = jnp.where(wide > 0, jnp.where(finite, code, Code.diverged), Code.unphysical)
+    weights = sep.weights((last * wide[..., None]) @ memory.T, mask) if return_weights else None
+    value = None if values is None else associated(last, wide, mask, values)[0]
+    return Retrieval(x, _energy(sep, x, memory, wide, mask, chunk), weights, taken, status(code, taken), value)
 
 
 def _energy(sep, x, memory, beta, mask, chunk):

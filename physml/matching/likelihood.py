@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -51,13 +52,24 @@ def log_prob(
     grid = _grid(steps, x)
     probe = None if key is None else jax.random.rademacher(key, x.shape, x.dtype)
 
-    def backwards(s, state, args):
-        value, div = divergence(field, 1.0 - s, state[0], args, probe=probe)
+    start = (x, jnp.zeros((), x.dtype))
+    end = integrate(
+        Dynamics(_Backwards(field, probe)), start, grid, args=args, method=method or RK4(), save_every=steps
+    ).xs
+    x0, change = end[0][-1], end[1][-1]
+    return jnp.asarray(base_log_prob(x0), x.dtype) + change
+
+
+class _Backwards(eqx.Module):
+    """The flow in reversed time, with the integral of its divergence. A module, so that a compiled program is found
+    again at the next call."""
+
+    field: Field
+    probe: Array | None
+
+    def __call__(self, s, state, args):
+        x = state[0]
+        value, div = divergence(self.field, 1.0 - s, x, args, probe=self.probe)
         if value.shape != x.shape:
             raise ValueError(f"the field must return the shape of one sample, {x.shape}; got {value.shape}")
         return -value, -div
-
-    start = (x, jnp.zeros((), x.dtype))
-    end = integrate(Dynamics(backwards), start, grid, args=args, method=method or RK4(), save_every=steps).xs
-    x0, change = end[0][-1], end[1][-1]
-    return jnp.asarray(base_log_prob(x0), x.dtype) + change

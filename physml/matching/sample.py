@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -86,13 +87,36 @@ def _grid(steps: int, x0: Array) -> Array:
 def _sde(velocity: Field, score: Field, epsilon: Epsilon) -> Dynamics:
     if isinstance(epsilon, int | float) and epsilon < 0:
         raise ValueError(f"epsilon must not be negative, got {epsilon}")
-    eps = lambda t: jnp.asarray(epsilon(t) if callable(epsilon) else epsilon).astype(t.dtype)
+    eps = _Level(epsilon if callable(epsilon) else jnp.asarray(epsilon))
+    return Dynamics(_Drift(velocity, score, eps), _Diffusion(eps))
 
-    def drift(t, x, args):
-        return jax.tree.map(lambda v, s: v + eps(t) * s, velocity(t, x, args), score(t, x, args))
 
-    # Additive noise: an epsilon that reaches zero at t = 1 must not put an infinite slope into a gradient.
-    return Dynamics(drift, lambda t, x, args: _root(2.0 * eps(t)))
+# Modules, not closures: they are equal from call to call, so a program compiled once is found again.
+
+
+class _Level(eqx.Module):
+    epsilon: Any
+
+    def __call__(self, t):
+        return jnp.asarray(self.epsilon(t) if callable(self.epsilon) else self.epsilon).astype(t.dtype)
+
+
+class _Drift(eqx.Module):
+    velocity: Field
+    score: Field
+    level: _Level
+
+    def __call__(self, t, x, args):
+        e = self.level(t)
+        return jax.tree.map(lambda v, s: v + e * s, self.velocity(t, x, args), self.score(t, x, args))
+
+
+class _Diffusion(eqx.Module):
+    level: _Level
+
+    def __call__(self, t, x, args):
+        # Additive noise: an epsilon that reaches zero at t = 1 must not put an infinite slope into a gradient.
+        return _root(2.0 * self.level(t))
 
 
 def _root(x: Array) -> Array:
