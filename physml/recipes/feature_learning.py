@@ -29,7 +29,7 @@ from physml.recipes._result import Info, Result, at_most, close_to
 INFO = Info(
     paper="Bordelon and Pehlevan, Self-consistent dynamical field theory of kernel evolution (2022)",
     claim="kernels and outputs of wide networks through training, lazy to rich, against trained networks",
-    time="40 min, smoke 20 s",
+    time="80 min, smoke 20 s",
 )
 
 
