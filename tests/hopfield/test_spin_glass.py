@@ -1,11 +1,12 @@
 """The Sherrington-Kirkpatrick glass: known values, exact identities of Parisi's solution, and the law of the fields."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.core.status import Failure
+from physml.core.status import Code, Failure
 from physml.hopfield.glauber import Pairwise, glauber
 from physml.hopfield.theory import SpinGlassPhase, parisi, sherrington_kirkpatrick
 
@@ -41,7 +42,7 @@ def test_identities_of_the_full_solution(t, x64):
     f = {k: parisi(t, levels=k).check() for k in (2, 4, 8, 16)}
     best = f[16]
     assert abs(best.weights @ best.overlaps - (1 - t)) < 2e-4
-    assert abs(best.stability - 1) < 0.02 < sherrington_kirkpatrick(t).stability - 1 + 0.02
+    assert abs(best.stability - 1) < 0.02 and sherrington_kirkpatrick(t).stability > 1.02
     assert best.free_energy > f[4].free_energy > f[2].free_energy > sherrington_kirkpatrick(t).free_energy
     gaps = [float(f[2 * k].free_energy - f[k].free_energy) for k in (2, 4, 8)]
     assert gaps[0] / gaps[1] > 8 and gaps[1] / gaps[2] > 8
@@ -120,7 +121,6 @@ def test_mistakes_are_named():
         sherrington_kirkpatrick(0.5, float("nan"))
     with pytest.raises(ValueError, match="temperature"):
         sherrington_kirkpatrick(-1.0)
+    state = sherrington_kirkpatrick(0.5)
     with pytest.raises(Failure, match="spin glass"):
-        state = sherrington_kirkpatrick(0.5)
-        bad = jax.tree.map(lambda v: v + 3, state.status)
-        type(state)(**{**{k: getattr(state, k) for k in state.__dataclass_fields__}, "status": bad}).check()
+        eqx.tree_at(lambda s: s.status.code, state, jnp.asarray(Code.not_converged, jnp.int32)).check()
