@@ -2,8 +2,8 @@ r"""Boltzmann machines with one mean-field solution: digits classified and compl
 
 $$q_i = \operatorname{softmax}\bigl((\Phi q + b)_i\bigr), \qquad I - \Phi \succeq m$$
 
-Pixels, hidden units and the label are variables of one machine (`physml.hopfield.MonotoneBoltzmann`). Whatever is known is
-clamped, and the rest is read off the unique solution. Training draws at random what is clamped and lowers the cross
+Pixels, hidden units and the label are variables of one machine (`physml.hopfield.MonotoneBoltzmann`). Whatever is
+known is clamped, and the rest is read off the unique solution. Training draws at random what is clamped and lowers the cross
 entropy of what is not, with the derivative of the solution by one linear solve.
 
 1. All starts lead to one solution in some ten steps, also after training.

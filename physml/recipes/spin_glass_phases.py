@@ -1,12 +1,13 @@
 r"""The phase of a spin glass read off one configuration: the fields on its spins, and nothing else.
 
-Couplings of mean $J_0/N$ and variance $1/N$. In one equilibrium configuration the fields $h_i = \sum_jJ_{ij}s_j$ have over
-the sites a law that theory knows (`physml.hopfield.theory.spin_glass`). In the paramagnet its variance is
+Couplings of mean $J_0/N$ and variance $1/N$. In one equilibrium configuration the fields $h_i = \sum_jJ_{ij}s_j$
+have over the sites a law that theory knows (`physml.hopfield.theory.spin_glass`). In the paramagnet its variance is
 $1 + \beta^2$, which keeps growing as the temperature falls; in the glass, where the law of the cavity fields is that of
 Parisi's solution, it stops near 2.9; a mean tells of magnetisation. (mean, variance) thus maps onto (T, J_0).
 
 1. Parisi's solution: its ground-state energy, the exact mean overlap 1 - T, two independent energies.
-2. Annealed by Glauber dynamics, single configurations scatter around the theory, with one over the root of N, and the whole histogram of fields is the predicted one.
+2. Annealed by Glauber dynamics, single configurations scatter around the theory, with one over the root of N,
+   and the whole histogram of fields is the predicted one.
 3. Theory and Bayes' rule name the phase of a configuration, with no training: every point of the diagram as likely as
    any other, mean and variance with the errors of N independent numbers, doubled. A nearest-neighbour classifier trained
    on other samples is a few in a hundred better. Both err next to the lines of transition, within some $N^{-1/3}$.
