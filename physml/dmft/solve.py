@@ -93,6 +93,10 @@ class AbstractCausalModel(AbstractModel):
     def row(self, order: Any, k: Array) -> Any:
         """Row k + 1 of every array of `order` from the rows up to k; later rows may hold anything."""
 
+    def corner(self, order: Any, m: int) -> Any:
+        """What the first m rows read and write: all of `order`, unless a model whose `row` takes less says so."""
+        return order
+
     def update(self, order: Any, noise: Any = None) -> Any:
         """All rows at once, each from the rows before it as they stand in `order`."""
         steps = len(jax.tree.leaves(order)[0]) - 1
@@ -138,7 +142,8 @@ class Causal(AbstractScheme):
         if not isinstance(model, AbstractCausalModel):
             raise ValueError(f"{type(model).__name__} is no causal model: its equations need FixedPoint")
         steps = len(jax.tree.leaves(start)[0]) - 1
-        filled = fill(lambda model, order, k: model.row(order, k), model, start, steps, forward=self.forward)
+        row = lambda model, order, k: model.row(order, k)
+        filled = fill(row, model, start, steps, forward=self.forward, corner=model.corner)
         bad = [~jnp.isfinite(leaf).reshape(steps + 1, -1).all(1) for leaf in jax.tree.leaves(filled)]
         bad = jnp.stack(bad).any(0)
         order = model.finish(filled)
