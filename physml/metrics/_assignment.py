@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.experimental.buffer_callback import buffer_callback
 
 from physml.core.types import is_traced
 
@@ -35,14 +37,22 @@ def assign(cost: np.ndarray) -> np.ndarray:
 
 
 def on_host(function: Callable[..., np.ndarray], like: jax.ShapeDtypeStruct, *args: Any) -> jax.Array:
-    """`function` of numpy arrays, inside jit and out.
+    """`function` of numpy arrays, inside jit and out, mapped by vmap one after the other.
 
-    Arrays with values go to it directly: outside jit a callback may wait for a copy that waits for its own thread, and
-    on one core it waits forever.
+    The host's own device hands its memory over: `pure_callback` makes arrays of it by a copy that may wait for the
+    thread it is called from, and on one core it waits forever. For the same reason values that are known go straight to
+    the function.
     """
-    if is_traced(args):
-        return jax.pure_callback(lambda *xs: function(*map(np.asarray, xs)), like, *args, vmap_method="sequential")
-    return jnp.asarray(function(*map(np.asarray, args)), like.dtype)
+    if not is_traced(args):
+        return jnp.asarray(function(*map(np.asarray, args)), like.dtype)
+
+    def in_place(_, out, *buffers):
+        np.asarray(out)[...] = function(*map(np.asarray, buffers))
+
+    copied = lambda *xs: jax.pure_callback(
+        lambda *xs: function(*map(np.asarray, xs)), like, *xs, vmap_method="sequential"
+    )
+    return lax.platform_dependent(*args, cpu=buffer_callback(in_place, like, vmap_method="sequential"), default=copied)
 
 
 def _potential(cost: np.ndarray) -> np.ndarray:
