@@ -242,7 +242,7 @@ def _even(key: Key, n: int, dim: int) -> Array:
 
 @functools.cache
 def _sobol(n: int, dim: int) -> np.ndarray:
-    return (qmc.Sobol(dim, seed=0).random(n) * 2**32).astype(np.uint32)
+    return (qmc.Sobol(dim, rng=0).random(n) * 2**32).astype(np.uint32)
 
 
 @partial(jax.jit, static_argnums=2)

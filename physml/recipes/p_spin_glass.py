@@ -28,7 +28,7 @@ from physml.recipes._result import Info, Result, at_least, at_most, close_to
 INFO = Info(
     paper="Cugliandolo and Kurchan, Off-equilibrium dynamics of a long-range spin-glass model (1993)",
     claim="energy, plateau and effective temperature of the ageing p-spin glass, and single systems beside them",
-    time="4 min, smoke 10 s",
+    time="1 min, smoke 10 s",
 )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from physml.matching import LightBridge
@@ -47,6 +48,18 @@ def test_a_wrong_drift_is_seen(monkeypatch):
     finally:
         jax.clear_caches()
     assert any(name.startswith("drift: largest |z| of the mean") for name in names)
+
+
+def test_even_points_are_uniform_one_by_one_and_even_together():
+    u = np.stack([light_bridge._even(jax.random.key(i), 256, 5) for i in range(400)])
+    assert u.min() > 0 and u.max() < 1
+    one = u[:, 17]  # the same point for every key
+    z = (one.mean(0) - 0.5) * np.sqrt(12 * len(one)), ((one**2).mean(0) - 1 / 3) * np.sqrt(45 / 4 * len(one))
+    assert np.max(np.abs(z)) < 4.5
+    # The mass of a corner: independent points would scatter by sqrt(p (1 - p) / 256).
+    corner = np.mean(u[:, :, :2].sum(2) < 0.7, axis=1)
+    p = 0.7**2 / 2
+    assert abs(corner.mean() - p) < 0.002 and corner.std() < 0.3 * np.sqrt(p * (1 - p) / 256)
 
 
 def test_refuses():
