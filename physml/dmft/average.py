@@ -95,6 +95,26 @@ class MonteCarlo(AbstractAverage):
         return Sample(z, sample.weights.reshape(self.batches, -1) * self.batches)
 
 
+AT_ONCE = 2**24  # numbers in an array of one entry of the noise for each of a batch of samples
+
+
+def in_batches(summed: Callable[[Array, Array], PyTree], z: Array, weights: Array) -> PyTree:
+    """`summed(z, weights)`, sums over samples, of which only as many at once as memory should hold.
+
+    **Arguments.** `z` (..., k, n): samples last. `weights` (n,); samples without weight must not count.
+    """
+    *shape, samples = z.shape
+    batches = -(-samples * shape[-1] // AT_ONCE)
+    if batches <= 1:
+        return summed(z, weights)
+    missing = -samples % batches
+    z = jnp.pad(z, [(0, 0)] * len(shape) + [(0, missing)])
+    split = jnp.moveaxis(z.reshape(*shape, batches, -1), -2, 0), jnp.pad(weights, (0, missing)).reshape(batches, -1)
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(summed, *jax.tree.map(lambda a: a[0], split)))
+    add = lambda total, batch: (jax.tree.map(jnp.add, total, summed(*batch)), None)
+    return jax.lax.scan(add, zero, split)[0]
+
+
 def _match(z: Array) -> Array:
     """Samples (n, k) recombined to mean 0 and covariance 1."""
     z = z - jnp.mean(z, axis=0, keepdims=True)

@@ -36,7 +36,7 @@ from jaxtyping import Array
 
 from physml.core.fixed_point import Damped
 from physml.core.types import Key, Scalar, is_traced
-from physml.dmft.average import MonteCarlo
+from physml.dmft.average import MonteCarlo, in_batches
 from physml.dmft.covariance import root
 from physml.dmft.solve import AbstractModel, FixedPoint
 from physml.dmft.trained_network import TrainedNetwork
@@ -197,8 +197,7 @@ class WideNetwork(AbstractModel):
         earlier = lambda a: jnp.where(past, a, 0.0).reshape(steps + 1, n, size)
         now = lambda a: jnp.einsum("kakb->kab", a.reshape(steps + 1, n, steps + 1, n))
         rows = (earlier(forward), earlier(backward), now(forward), now(backward))
-        u, r = root(Phi) @ normals[0], root(G) @ normals[1]
-        v, w = jnp.sign(normals[2]), jnp.sign(normals[3])
+        roots = root(Phi), root(G)
 
         def unit(u, r):
             samples = u.shape[-1]
@@ -225,22 +224,29 @@ class WideNetwork(AbstractModel):
             (values, gradients, _), seen = lax.scan(step, start, (ks, rows, cut(u), cut(r)))
             return values, gradients, *(a.reshape(size, samples) for a in seen)
 
-        (values, gradients, bends, slopes, z), tangents = jax.jvp(unit, (u, r), (v, w))
-        mean = lambda a, b: (a * weights.astype(a.dtype)[None, :]) @ b.T
-        # Equal-time responses are known exactly; along random directions they would drown the memory in noise.
-        bends = bends + slopes**2 * local[:, None]
-        to_r = tangents[0] - slopes * v
-        to_u = tangents[1] - bends * v - slopes * w
-        B_local = jnp.diag(bends @ weights.astype(bends.dtype))
-        gamma = jnp.asarray(self.gamma, u.dtype)
-        return {
-            "Phi": mean(values, values),
-            "G": mean(gradients, gradients),
-            "A": jnp.where(until, mean(to_r, w), 0.0),
-            "B": jnp.where(until, mean(to_u, v), 0.0) + B_local,
-            "local": jnp.diag(B_local),
-            "output": (z * values) @ weights.astype(z.dtype) / gamma,
-        }
+        def summed(normals, weights):
+            """Sums over some of the samples, normals (4, size, samples)."""
+            u, r = roots[0] @ normals[0], roots[1] @ normals[1]
+            v, w = jnp.sign(normals[2]), jnp.sign(normals[3])
+            (values, gradients, bends, slopes, z), tangents = jax.jvp(unit, (u, r), (v, w))
+            weights = weights.astype(u.dtype)
+            mean = lambda a, b: (a * weights[None, :]) @ b.T
+            # Equal-time responses are known exactly; along random directions they would drown the memory in noise.
+            bends = bends + slopes**2 * local[:, None]
+            to_r = tangents[0] - slopes * v
+            to_u = tangents[1] - bends * v - slopes * w
+            return {
+                "Phi": mean(values, values),
+                "G": mean(gradients, gradients),
+                "A": mean(to_r, w),
+                "B": mean(to_u, v),
+                "local": bends @ weights,
+                "output": (z * values) @ weights / jnp.asarray(self.gamma, u.dtype),
+            }
+
+        found = in_batches(summed, normals, weights)
+        cut = lambda a: jnp.where(until, a, 0.0)
+        return found | {"A": cut(found["A"]), "B": cut(found["B"]) + jnp.diag(found["local"])}
 
     def _fading(self, dtype):
         """exp(-(t - s) / tau) on the times of the grid (k, k)."""

@@ -7,7 +7,7 @@ import pytest
 
 from physml import dmft
 from physml.core import Failure
-from physml.dmft import MonteCarlo, WideNetwork
+from physml.dmft import MonteCarlo, WideNetwork, average
 from physml.dmft.covariance import root
 
 RNG = np.random.default_rng(1)
@@ -105,6 +105,22 @@ def test_gradient_with_frozen_noise():
         slopes, h = both(1.0, 0.0)[1], 1e-4
         assert abs(slopes[0] - (both(1 + h, 0.0)[0] - both(1 - h, 0.0)[0]) / (2 * h)) < 1e-6
         assert abs(slopes[1] - (both(1.0, h)[0] - both(1.0, -h)[0]) / (2 * h)) < 1e-5
+
+
+def test_samples_in_batches_are_the_same_average(monkeypatch):
+    def update(gamma, order, noise):
+        return WideNetwork(KERNEL, TARGETS, 2, gamma, jnp.tanh, 0.6, 0.2).update(order, noise)
+
+    model = WideNetwork(KERNEL, TARGETS, 2, 1.3, jnp.tanh, 0.6, 0.2)
+    noise = MonteCarlo(130).draw(model.noise_shape(), jax.random.key(0), jnp.float32)
+    order = update(1.3, model.init(), noise)
+    both = lambda: (update(1.3, order, noise), jax.grad(lambda g: jnp.sum(update(g, order, noise)["A"] ** 2))(1.3))
+    whole = both()
+    monkeypatch.setattr(
+        average, "AT_ONCE", 35 * model.noise_shape()[-1]
+    )  # four batches of 33, two samples of them empty
+    for a, b in zip(jax.tree.leaves(both()), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
 
 
 def test_errors_and_statuses():
