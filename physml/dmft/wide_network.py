@@ -175,14 +175,18 @@ class WideNetwork(AbstractModel):
         A = jnp.concatenate([zero, order["A"][:-1]])
         B = jnp.concatenate([order["B"][1:], zero])
         local = jnp.concatenate([order["local"][1:], zero[:, 0]])
-        layers = jnp.moveaxis(noise.z, 0, -1)  # (depth, 4, size, samples)
-        site = lambda a: self._site(a[0], a[1], a[2], a[3], a[4], a[5], delta, noise.weights)
-        found = lax.map(site, (Phi, G, A, B, local, layers))
+
+        def site(layer):
+            l, *kernels = layer
+            z = lax.dynamic_index_in_dim(noise.z, l, 1, keepdims=False)
+            return self._site(*kernels, jnp.moveaxis(z, 0, -1), delta, noise.weights)
+
+        found = lax.map(site, (jnp.arange(self.depth, dtype=jnp.int32), Phi, G, A, B, local))
         output = found.pop("output")[-1].reshape(-1, n)
         return found | {"f": self._outputs(found["Phi"], found["G"]), "output": output}
 
     def _site(self, Phi, G, A, B, local, normals, delta, weights):
-        """Averages over one layer's units in the field of the layers around it."""
+        """Averages over one layer's units in the field of the layers around it; `normals` (4, size, samples)."""
         n, steps, size = len(self.kernel), self.steps, self._size
         step_of = jnp.arange(size, dtype=jnp.int32) // n
         until = step_of[:, None] >= step_of[None, :]
