@@ -44,9 +44,9 @@ class Config:
     # For each gamma: training at 3 is over by t = 0.5, and what is remembered afterwards amplifies noise most.
     t_max: tuple[float, ...] = (2.0, 2.0, 1.0)
     steps: tuple[int, ...] = (100, 100, 50)
-    samples: tuple[int, ...] = (8000, 40_000, 192_000)  # for each gamma: memory amplifies their noise
+    samples: tuple[int, ...] = (8000, 40_000, 96_000)  # for each gamma: memory amplifies their noise
     width: int = 2500
-    seeds: int = 4
+    seeds: int = 6
     widths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
     width_seeds: int = 16
     width_samples: int = 40_000
