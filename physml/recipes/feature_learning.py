@@ -41,7 +41,7 @@ class Config:
     gammas: tuple[float, ...] = (0.1, 1.0, 3.0)
     train: int = 8
     test: int = 2
-    # For each gamma: training at 3 is over by t = 0.5, and what is remembered afterwards amplifies noise most.
+    # For each gamma: training at 3 is over by then, and what is remembered afterwards amplifies noise most.
     t_max: tuple[float, ...] = (2.0, 2.0, 1.0)
     steps: tuple[int, ...] = (100, 100, 50)
     samples: tuple[int, ...] = (8000, 40_000, 96_000)  # for each gamma: memory amplifies their noise
