@@ -53,7 +53,7 @@ INFO = Info(
     paper="Korotin, Gushchin and Burnaev, Light Schrodinger bridge (ICLR 2024)",
     claim="conditional laws of known entropic plans up to 64 dimensions, near the floor that sampling alone sets; the "
     "drift arrives at the plan",
-    time="10 min, smoke 15 s",
+    time="5 min, smoke 15 s",
 )
 
 
