@@ -177,9 +177,9 @@ class WideNetwork(AbstractModel):
         local = jnp.concatenate([order["local"][1:], zero[:, 0]])
 
         def site(layer):
-            l, *kernels = layer
+            l, Phi, G, A, B, local = layer
             z = lax.dynamic_index_in_dim(noise.z, l, 1, keepdims=False)
-            return self._site(*kernels, jnp.moveaxis(z, 0, -1), delta, noise.weights)
+            return self._site(Phi, G, A, B, local, jnp.moveaxis(z, 0, -1), delta, noise.weights)
 
         found = lax.map(site, (jnp.arange(self.depth, dtype=jnp.int32), Phi, G, A, B, local))
         output = found.pop("output")[-1].reshape(-1, n)
