@@ -41,8 +41,8 @@ def fill(
     `corner(order, m)`: the leading entries that rows up to m - 1 read and write, which then is the `order` that `row`
     is called with; None where that is all of it.
 
-    **Cost.** `steps` calls; the gradient (reverse mode) about four times that, since every row has a cotangent as
-    large as `order`, and two more copies of `order`.
+    **Cost.** `steps` calls; the gradient (reverse mode) four times that with `product`, else some ten times, since
+    every row has a cotangent as large as `order`, and two more copies of `order`.
     """
     parts = 1 if corner is None else min(max(steps // LENGTH, 1), SEGMENTS)
     ends = [round(steps * j / parts) for j in range(parts + 1)]
