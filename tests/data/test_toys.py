@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import datasets
 
 from physml import data
 
@@ -91,6 +92,22 @@ def test_moons(key):
     upper = np.abs(np.linalg.norm(clean, axis=1) - 1)
     lower = np.abs(np.linalg.norm(clean - jnp.array([1.0, 0.5])[None, :], axis=1) - 1)
     assert np.all(np.minimum(upper, lower) < 1e-5)
+
+
+def test_stratified_modes_have_equal_shares(key):
+    x = data.eight_gaussians(key, 803, variance=1e-6, stratified=True)
+    means = np.asarray(data.eight_gaussians_mixture().means)
+    label = np.argmin(((np.asarray(x)[:, None] - means[None]) ** 2).sum(axis=2), axis=1)
+    assert set(np.bincount(label)) == {100, 101}
+    assert not np.array_equal(label, np.sort(label))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100])
+def test_stratified_moons_are_those_of_scikit_learn(n, key):
+    x = data.moons(key, n, noise=0.0, scale=1.0, shift=0.0, stratified=True)
+    expected = datasets.make_moons(n)[0]
+    order = lambda a: a[np.lexsort(np.round(a, 4).T)]
+    np.testing.assert_allclose(order(np.asarray(x)), order(expected), atol=1e-6)
 
 
 def test_checkerboard(key):
