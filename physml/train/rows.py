@@ -33,13 +33,15 @@ def shuffled(positions: Array, n: int, *, key: Key) -> Array:
     size = jnp.uint32(n)
     words = jax.random.bits(key, (2, _ROUNDS), jnp.uint32)
     pivots, salts = words[0] % size, words[1]
-    x = positions.astype(jnp.uint32)
-    for r in range(_ROUNDS):  # unrolled: one fused loop over the positions
+
+    def swapped(r, x):
         partner = pivots[r] + (size - x)
         partner = jnp.where(partner >= size, partner - size, partner)
         swap = _mix(jnp.maximum(x, partner) ^ salts[r]) >> 31
-        x = jnp.where(swap == 1, partner, x)
-    return x.astype(jnp.int32)
+        return jnp.where(swap == 1, partner, x)
+
+    # A loop: written out, the rounds compile and run slower.
+    return jax.lax.fori_loop(0, _ROUNDS, swapped, positions.astype(jnp.uint32)).astype(jnp.int32)
 
 
 def row_indices(n: int, batch_size: int, *, step: Scalar, key: Key, replace: bool = False) -> Array:
