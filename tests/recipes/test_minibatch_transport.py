@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from physml import matching
@@ -22,6 +23,14 @@ def test_couplings_that_do_nothing_are_seen(monkeypatch):
     result = recipe.run(config, key=jax.random.key(0))
     failed = {claim.quantity for claim in result.claims if not claim.holds}
     assert {f"normal-8gaussians, {method}: path energy" for method in ("OT-CFM", "SF2M")} <= failed
+
+
+def test_rounds_shuffle_data_and_draw_noise_anew():
+    config = dataclasses.replace(recipe.SMOKE, train_points=50, transport=50, rounds=3, stratified=True)
+    for name, same in (("moons", True), ("normal", False)):
+        rounds = recipe._training_rows(config, recipe.LAWS[name], jax.random.key(0)).reshape(3, 50, 2)
+        assert not np.array_equal(rounds[0], rounds[1])
+        assert np.array_equal(np.sort(rounds[0], axis=0), np.sort(rounds[1], axis=0)) is same
 
 
 def test_bad_config():
