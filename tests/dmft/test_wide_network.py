@@ -142,9 +142,9 @@ def test_errors_and_statuses():
 
 
 def test_large_covariances_of_single_precision_have_a_root():
-    """2400 fields that almost agree: rounding takes 1e-8 of the largest eigenvalue from the smallest."""
-    x = 1 + 1e-3 * jax.random.normal(jax.random.key(0), (2400, 300))
-    covariance = x @ x.T / 300
+    """1200 fields that almost agree: rounding takes 1e-8 of the largest eigenvalue from the smallest."""
+    x = 1 + 1e-3 * jax.random.normal(jax.random.key(0), (1200, 150))
+    covariance = x @ x.T / 150
     assert np.linalg.eigvalsh(np.asarray(covariance, np.float64))[0] < -1e-5
     L = root(covariance)
     assert float(jnp.max(jnp.abs(L @ L.T - covariance))) < 1e-3
