@@ -12,7 +12,7 @@ from typing import Any
 
 from physml import recipes
 
-USAGE = "physml run NAME [--smoke] [--out DIR] [--seed N] [--no-progress] [--config.FIELD VALUE ...]"
+USAGE = "physml run NAME [--smoke | --full] [--out DIR] [--seed N] [--no-progress] [--config.FIELD VALUE ...]"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,7 +50,13 @@ def _run(name: str, rest: list[str]) -> int:
     except ValueError as error:
         print(f"physml: {error}", file=sys.stderr)
         return 2
-    options = _parse(name, recipe, rest)
+    sizes = [word for word in rest if word in ("--smoke", "--full")]
+    size = sizes[0][2:] if sizes else "paper"
+    if len(sizes) > 1 or not hasattr(recipe, size.upper()):
+        reason = "take one of --smoke and --full" if len(sizes) > 1 else "there is no larger run: leave --full out"
+        print(f"physml run {name}: {reason}", file=sys.stderr)
+        return 2
+    options = _parse(name, recipe, size, [word for word in rest if word not in sizes])
     import jax
 
     try:
@@ -58,7 +64,7 @@ def _run(name: str, rest: list[str]) -> int:
     except OverflowError:
         print(f"physml: --seed must fit into 64 bits, got {options.seed}", file=sys.stderr)
         return 2
-    out = options.out or Path("runs") / (f"{name}-smoke" if options.smoke else name)
+    out = options.out or Path("runs") / (name if size == "paper" else f"{name}-{size}")
     start = time.perf_counter()
     try:
         result = recipe.run(options.config, key=key, progress=options.progress)
@@ -74,23 +80,18 @@ def _run(name: str, rest: list[str]) -> int:
     return 0 if result.ok else 1
 
 
-def _parse(name: str, recipe: Any, rest: list[str]) -> Any:
+def _parse(name: str, recipe: Any, size: str, rest: list[str]) -> Any:
+    """config, out, seed, progress; the defaults of the configuration are those of SMOKE, PAPER or FULL."""
     import tyro
 
-    smoke = "--smoke" in rest
-    rest = [word for word in rest if word != "--smoke"]
-    default = recipe.SMOKE if smoke else recipe.PAPER
     fields = [
-        ("config", recipe.Config, dataclasses.field(default=default)),
+        ("config", recipe.Config, dataclasses.field(default=getattr(recipe, size.upper()))),
         ("out", Path | None, dataclasses.field(default=None)),
         ("seed", int, dataclasses.field(default=0)),
         ("progress", bool, dataclasses.field(default=sys.stderr.isatty())),
     ]
     options = dataclasses.make_dataclass("Options", fields, frozen=True)
-    parsed = tyro.cli(options, args=rest, prog=f"physml run {name}", description=f"{USAGE}\n\n{recipe.__doc__}")
-    return dataclasses.make_dataclass("Run", [*(f[0] for f in fields), "smoke"], frozen=True)(
-        parsed.config, parsed.out, parsed.seed, parsed.progress, smoke
-    )
+    return tyro.cli(options, args=rest, prog=f"physml run {name}", description=f"{USAGE}\n\n{recipe.__doc__}")
 
 
 def _write(recipe: Any, options: Any, result: Any, seconds: float, out: Path) -> None:

@@ -65,6 +65,16 @@ def test_smoke_takes_the_small_configuration(recipe, tmp_path, capsys):
     assert "value: 0.1" in capsys.readouterr().out
 
 
+def test_full_takes_the_largest_configuration(monkeypatch, tmp_path, capsys):
+    recipe = fake("fake", 0.5)
+    recipe.FULL = recipe.Config(0.05)
+    monkeypatch.setattr(recipes, "load", lambda name: recipe)
+    assert cli.main(["run", "fake", "--full", "--out", str(tmp_path)]) == 0
+    assert "value: 0.05" in capsys.readouterr().out
+    assert cli.main(["run", "fake", "--full", "--smoke", "--out", str(tmp_path)]) == 2
+    assert "take one of --smoke and --full" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -73,6 +83,7 @@ def test_smoke_takes_the_small_configuration(recipe, tmp_path, capsys):
         (["--seed", "x"], "seed"),
         (["--config.value=-1"], "must not be negative"),
         (["--config.count", "0"], "at least 1"),
+        (["--full"], "leave --full out"),
     ],
 )
 def test_bad_fields_and_values_are_exit_status_2(recipe, tmp_path, capsys, arguments, said):
