@@ -33,8 +33,10 @@ def _sample_round(mixture: Mixture, key: Key, n: int, stratified: bool) -> Float
     # All covariances of this file are v I with equal weights.
     label_key, noise_key = jax.random.split(key)
     k = len(mixture.weights)
-    equal = jax.random.permutation(label_key, jnp.arange(n) % k)
-    label = equal if stratified else jax.random.randint(label_key, (n,), 0, k)
+    if stratified:
+        label = jax.random.permutation(label_key, jnp.arange(n) % k)
+    else:
+        label = jax.random.randint(label_key, (n,), 0, k)
     noise = jax.random.normal(noise_key, (n, 2), mixture.means.dtype)
     return mixture.means[label] + jnp.sqrt(mixture.covs[0, 0, 0]) * noise
 
