@@ -22,9 +22,10 @@ training: blocks of 1,000 are coupled ahead, and training takes their rows. `PAP
 
 `FULL` is the published protocol, 10,000 points of data for training and as many for the test, held against the published
 $W_2$ as well. Data are coupled in 20 shuffles, with noise drawn anew in each. They are stratified, equal numbers in every
-mode and evenly spaced angles on the moons, as the generators draw them that the paper's code calls: among independent
-points the counts of the modes fluctuate, and that alone is most of the $W_2$ of 10,000. The command line takes it with
-`--full`: an hour and a half of one core.
+mode and evenly spaced angles on the moons, as torchdyn and scikit-learn draw them, which the paper's training code calls:
+among independent points the counts of the modes fluctuate, and that alone is most of $W_2$. (The eight Gaussians of its
+examples, with the variance used here, have independent modes; which of the two made the published table is not said.) The
+command line takes it with `--full`: an hour and a half of one core.
 
 **See** Tong et al., Improving and generalizing flow-based generative models with minibatch OT (2024), table 2; Tong et
 al., Simulation-free Schrodinger bridges via score and flow matching (2024), table 2.
