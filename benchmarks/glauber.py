@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from timing import race, table
 
-from physml.hopfield.glauber import Dense, glauber
-from physml.hopfield.patterns import overlaps, random_patterns
+from physml.hopfield.spins.glauber import Dense, glauber
+from physml.hopfield.spins.patterns import overlaps, random_patterns
 
 try:
     import numba  # pyright: ignore[reportMissingImports]

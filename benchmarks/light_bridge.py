@@ -18,7 +18,7 @@ import numpy as np
 from timing import table
 
 from physml.matching import LightBridge, bridge_loss, light_bridge
-from physml.recipes import light_bridge as recipe
+from physml.recipes.matching import light_bridge as recipe
 
 COMPONENTS, POOL = 50, 200_000
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from physml.core import noise
-from physml.core.status import Code
+from physml.core._status import Code
 from physml.core.types import Scalar
 from physml.integrate.dynamics import Dynamics, brownian_like, like, noise_kind
 

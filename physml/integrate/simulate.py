@@ -10,9 +10,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import Array, PyTree
 
 from physml.core import noise
+from physml.core._status import Code, Status, status
 from physml.core.loops import march
 from physml.core.progress import progress_bar
-from physml.core.status import Code, Status, status
 from physml.core.types import Key, is_traced, widest
 from physml.integrate.adaptive import Diffrax
 from physml.integrate.dynamics import Dynamics, brownian_like

@@ -1,13 +1,9 @@
 """Langevin kernels, measures and interactions, mean-field dynamics: particles beside their limits."""
 
-from physml.particles.backends import Cells as Cells, Dense as Dense, Force as Force, RandomBatch as RandomBatch
-from physml.particles.consensus import (
-    Consensus as Consensus,
-    consensus as consensus,
-    consensus_point as consensus_point,
-    mean_square_rate as mean_square_rate,
-)
-from physml.particles.coulomb import (
+from physml.particles.chains.interop import from_blackjax as from_blackjax
+from physml.particles.chains.run import Run as Run, run as run, run_chains as run_chains
+from physml.particles.chains.statistics import Stats as Stats
+from physml.particles.energies.coulomb import (
     coulomb_gas as coulomb_gas,
     ginibre as ginibre,
     ginibre_density as ginibre_density,
@@ -15,22 +11,28 @@ from physml.particles.coulomb import (
     linear_statistic_cumulants as linear_statistic_cumulants,
     virial_law as virial_law,
 )
-from physml.particles.entropy_production import (
-    EntropyProduction as EntropyProduction,
-    entropy_production as entropy_production,
-    implicit_loss as implicit_loss,
-    linear_entropy_production as linear_entropy_production,
-    probability_velocity as probability_velocity,
-    work_rate as work_rate,
+from physml.particles.energies.hypersphere import hyperspherical_energy as hyperspherical_energy, thomson as thomson
+from physml.particles.energies.nonsmooth import (
+    L1 as L1,
+    AbstractNonsmooth as AbstractNonsmooth,
+    Ball as Ball,
+    Box as Box,
+    GroupL2 as GroupL2,
+    SquaredL2 as SquaredL2,
+    TotalVariation as TotalVariation,
+    moreau_envelope as moreau_envelope,
+    nonnegative as nonnegative,
+    soft_threshold as soft_threshold,
 )
-from physml.particles.exact import (
-    consensus_point_gaussian as consensus_point_gaussian,
-    gaussian_limit as gaussian_limit,
-    integrated_time as integrated_time,
-    stationary_covariance as stationary_covariance,
+from physml.particles.energies.pair_energy import PairEnergy as PairEnergy
+from physml.particles.kernels.base import AbstractKernel as AbstractKernel, Info as Info, over_lanes as over_lanes
+from physml.particles.kernels.consensus import (
+    Consensus as Consensus,
+    consensus as consensus,
+    consensus_point as consensus_point,
+    mean_square_rate as mean_square_rate,
 )
-from physml.particles.fokker_planck_grid import Stationary as Stationary, stationary_density as stationary_density
-from physml.particles.game import (
+from physml.particles.kernels.game import (
     Game as Game,
     Players as Players,
     anchored_best_response as anchored_best_response,
@@ -39,25 +41,28 @@ from physml.particles.game import (
     exploitability as exploitability,
     gibbs_equilibrium as gibbs_equilibrium,
 )
-from physml.particles.hamiltonian import Hmc as Hmc, hmc as hmc
-from physml.particles.hypersphere import hyperspherical_energy as hyperspherical_energy, thomson as thomson
-from physml.particles.interaction import Feature as Feature, PairSum as PairSum
-from physml.particles.interop import from_blackjax as from_blackjax
-from physml.particles.kernel import AbstractKernel as AbstractKernel, Info as Info, over_lanes as over_lanes
-from physml.particles.langevin import Mala as Mala, Overdamped as Overdamped, mala as mala, overdamped as overdamped
-from physml.particles.mean_field import (
+from physml.particles.kernels.hamiltonian import Hmc as Hmc, hmc as hmc
+from physml.particles.kernels.langevin import (
+    Mala as Mala,
+    Overdamped as Overdamped,
+    mala as mala,
+    overdamped as overdamped,
+)
+from physml.particles.kernels.mean_field import (
     first_variation as first_variation,
     interacting as interacting,
     mean_field_langevin as mean_field_langevin,
     underdamped_mean_field as underdamped_mean_field,
 )
-from physml.particles.measure import (
-    Gaussian as Gaussian,
-    Histogram as Histogram,
-    Measure as Measure,
-    Particles as Particles,
+from physml.particles.kernels.minibatch import (
+    MinibatchEnergy as MinibatchEnergy,
+    StochasticGradient as StochasticGradient,
+    Structured as Structured,
+    sghmc as sghmc,
+    sgld as sgld,
+    structured as structured,
 )
-from physml.particles.mirror import (
+from physml.particles.kernels.mirror import (
     AbstractLegendre as AbstractLegendre,
     BoxEntropy as BoxEntropy,
     BregmanL1 as BregmanL1,
@@ -73,33 +78,33 @@ from physml.particles.mirror import (
     curvature as curvature,
     mirror as mirror,
 )
-from physml.particles.nonsmooth import (
-    L1 as L1,
-    AbstractNonsmooth as AbstractNonsmooth,
-    Ball as Ball,
-    Box as Box,
-    GroupL2 as GroupL2,
-    SquaredL2 as SquaredL2,
-    TotalVariation as TotalVariation,
-    moreau_envelope as moreau_envelope,
-    nonnegative as nonnegative,
-    soft_threshold as soft_threshold,
-)
-from physml.particles.pair_energy import PairEnergy as PairEnergy
-from physml.particles.proximal import (
+from physml.particles.kernels.proximal import (
     Proximal as Proximal,
     ProximalMala as ProximalMala,
     proximal as proximal,
     proximal_mala as proximal_mala,
 )
-from physml.particles.run import Run as Run, run as run, run_chains as run_chains
-from physml.particles.statistics import Stats as Stats
-from physml.particles.stochastic import (
-    MinibatchEnergy as MinibatchEnergy,
-    StochasticGradient as StochasticGradient,
-    Structured as Structured,
-    sghmc as sghmc,
-    sgld as sgld,
-    structured as structured,
+from physml.particles.kernels.underdamped import Underdamped as Underdamped, underdamped as underdamped
+from physml.particles.pairs.backends import Cells as Cells, Dense as Dense, Force as Force, RandomBatch as RandomBatch
+from physml.particles.pairs.interaction import Feature as Feature, PairSum as PairSum
+from physml.particles.pairs.measure import (
+    Gaussian as Gaussian,
+    Histogram as Histogram,
+    Measure as Measure,
+    Particles as Particles,
 )
-from physml.particles.underdamped import Underdamped as Underdamped, underdamped as underdamped
+from physml.particles.theory.entropy_production import (
+    EntropyProduction as EntropyProduction,
+    entropy_production as entropy_production,
+    implicit_loss as implicit_loss,
+    linear_entropy_production as linear_entropy_production,
+    probability_velocity as probability_velocity,
+    work_rate as work_rate,
+)
+from physml.particles.theory.fokker_planck import Stationary as Stationary, stationary_density as stationary_density
+from physml.particles.theory.linear import (
+    consensus_point_gaussian as consensus_point_gaussian,
+    gaussian_limit as gaussian_limit,
+    integrated_time as integrated_time,
+    stationary_covariance as stationary_covariance,
+)

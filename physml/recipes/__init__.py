@@ -20,14 +20,25 @@ from physml.recipes._result import (
 
 def names() -> list[str]:
     """Names of all recipes."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return sorted(_rooms())
+
+
+def _rooms() -> dict[str, str]:
+    """The room of every recipe."""
+    found = {}
+    for room in pkgutil.iter_modules(__path__):
+        if room.ispkg:
+            files = pkgutil.iter_modules([f"{path}/{room.name}" for path in __path__])
+            found |= {file.name: room.name for file in files if not file.name.startswith("_")}
+    return found
 
 
 def load(name: str) -> ModuleType:
     """The recipe's module; a `ValueError` that names the nearest recipes when there is none."""
     import difflib
 
-    if name not in names():
+    rooms = _rooms()
+    if name not in rooms:
         near = difflib.get_close_matches(name, names(), n=3) or names()
         raise ValueError(f"there is no recipe {name!r}; did you mean {', '.join(near)}? `physml list` shows all")
-    return importlib.import_module(f"physml.recipes.{name}")
+    return importlib.import_module(f"physml.recipes.{rooms[name]}.{name}")

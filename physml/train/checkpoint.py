@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from physml.core.status import Failure
+from physml.core._status import Failure
 from physml.core.types import Key
 
 _FORMAT = 1

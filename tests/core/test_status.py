@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from physml.core import Code, Failure, status
+from physml.core._status import _REASON
 from physml.core.progress import progress_bar
-from physml.core.status import _REASON
 
 
 def test_single():

@@ -7,8 +7,8 @@ import pytest
 
 from physml.core import Code
 from physml.dmft import AbstractModel, solve
-from physml.dmft.branches import curve, cusp, fold, folds, leading_eigenvalue
-from physml.dmft.hubbard import BetheHubbard
+from physml.dmft.equations.branches import curve, cusp, fold, folds, leading_eigenvalue
+from physml.dmft.impurity.hubbard import BetheHubbard
 
 
 class Cubic(AbstractModel):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.dmft import causal
+from physml.dmft.equations import causal
 
 
 def _row(rate, order, k):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.dmft.finite_width import edgeworth_density, excess_kurtosis, quartic, sample_network
-from physml.dmft.infinite_width import nngp, residual_nngp
-from physml.dmft.weight_ensembles import BlockSparse, Diluted, Gaussian, LowRank, Orthogonal
+from physml.dmft.gaussian.finite_width import edgeworth_density, excess_kurtosis, quartic, sample_network
+from physml.dmft.gaussian.infinite_width import nngp, residual_nngp
+from physml.dmft.gaussian.weight_ensembles import BlockSparse, Diluted, Gaussian, LowRank, Orthogonal
 
 ENSEMBLES = [Gaussian(), Orthogonal(), LowRank(8), BlockSparse(4), Diluted(8)]
 

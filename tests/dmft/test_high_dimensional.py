@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from physml.core import in_float64
-from physml.core.status import Failure
+from physml.core._status import Failure
 from physml.dmft import MonteCarlo, solve
-from physml.dmft.high_dimensional import Forward, NarrowNetwork
-from physml.dmft.polynomial_regression import Quadratic
+from physml.dmft.learning.narrow_network import Forward, NarrowNetwork
+from physml.dmft.learning.polynomial_regression import Quadratic
 
 NOISE = MonteCarlo(60, matched=False)
 NAMES = ("C", "R", "m", "Gamma", "Gamma_star", "G", "train", "test")

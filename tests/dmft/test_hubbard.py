@@ -10,8 +10,8 @@ import pytest
 
 from physml.core import Code, Damped, Failure
 from physml.dmft import FixedPoint, solve
-from physml.dmft.hubbard import BetheHubbard
-from physml.dmft.lehmann import frequency_kernel, lehmann, time_kernel
+from physml.dmft.impurity.hubbard import BetheHubbard
+from physml.dmft.impurity.lehmann import frequency_kernel, lehmann, time_kernel
 
 WIDE = jax.enable_x64
 solved = eqx.filter_jit(solve)

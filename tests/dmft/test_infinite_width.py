@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.dmft.edge_of_chaos import correlation_depth, edge_of_chaos
-from physml.dmft.gaussian_pairs import moment, pair_average, pair_slope
-from physml.dmft.infinite_width import nngp, ntk, residual_nngp, residual_ntk
+from physml.dmft.gaussian.edge_of_chaos import correlation_depth, edge_of_chaos
+from physml.dmft.gaussian.infinite_width import nngp, ntk, residual_nngp, residual_ntk
+from physml.dmft.gaussian.pairs import moment, pair_average, pair_slope
 
 
 def kernel(n=4, d=6, seed=0):

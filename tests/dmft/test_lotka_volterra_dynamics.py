@@ -10,7 +10,7 @@ import pytest
 from physml import dmft
 from physml.core import Failure
 from physml.dmft import LotkaVolterra, MonteCarlo, Sample
-from physml.dmft.lotka_volterra_dynamics import LotkaVolterraDynamics
+from physml.dmft.systems.lotka_volterra_dynamics import LotkaVolterraDynamics
 
 KEY = jax.random.key(0)
 # Compiling is most of what these small problems cost.

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from physml.core._status import Failure
 from physml.core.quadrature import gaussian_average
-from physml.core.status import Failure
 from physml.dmft import polynomial_regression as pr
 
 

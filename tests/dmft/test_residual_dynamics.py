@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.dmft.residual_dynamics import LinearResidual
-from physml.dmft.solve import solve
+from physml.dmft.equations.solve import solve
+from physml.dmft.learning.residual_dynamics import LinearResidual
 
 
 def model(**options):

@@ -10,7 +10,7 @@ import pytest
 from physml import dmft
 from physml.core import Failure
 from physml.dmft import MonteCarlo, Sample
-from physml.dmft.soft_spins import Quartic, SoftSpinSK
+from physml.dmft.systems.soft_spins import Quartic, SoftSpinSK
 
 KEY = jax.random.key(0)
 # Compiling is most of what these small problems cost.

@@ -9,9 +9,9 @@ import pytest
 
 from physml.core import Code
 from physml.dmft import solve
-from physml.dmft.hubbard import BetheHubbard
-from physml.dmft.hubbard_real import RealBetheHubbard
-from physml.dmft.spectra import discrepancy, pade
+from physml.dmft.impurity.hubbard import BetheHubbard
+from physml.dmft.impurity.hubbard_real import RealBetheHubbard
+from physml.dmft.impurity.spectra import discrepancy, pade
 
 W = np.linspace(-4.0, 4.0, 401)
 solved = eqx.filter_jit(solve)

@@ -7,8 +7,9 @@ import pytest
 
 from physml import dmft
 from physml.core import Failure
-from physml.dmft import MonteCarlo, WideNetwork, average
-from physml.dmft.covariance import root
+from physml.dmft import MonteCarlo, WideNetwork
+from physml.dmft.equations import average
+from physml.dmft.equations.covariance import root
 
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(4, 10))

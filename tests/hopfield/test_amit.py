@@ -10,9 +10,9 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from scipy.special import erf
 
-from physml.core.status import Code
-from physml.hopfield.theory.amit import Phase, amit, amit_lines
-from physml.hopfield.theory.dense import critical_load, transition
+from physml.core._status import Code
+from physml.hopfield.theory._amit import Phase, amit, amit_lines
+from physml.hopfield.theory._dense import critical_load, transition
 from physml.hopfield.theory.replica import Memory
 from physml.hopfield.theory.site import site
 

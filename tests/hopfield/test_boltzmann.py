@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from physml.core import Failure
-from physml.hopfield.boltzmann import MonotoneBoltzmann, monotone_boltzmann, proximal, softmax
+from physml.hopfield.learning.boltzmann import MonotoneBoltzmann, monotone_boltzmann, proximal, softmax
 
 SIZES = (2, 2, 3, 5, 2)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import lambertw
 
-from physml.hopfield.bounds import Kind, attractor, capacity, gaps, separated, step_error_bound
-from physml.hopfield.retrieve import retrieve
+from physml.hopfield.memory.bounds import Kind, attractor, capacity, gaps, separated, step_error_bound
+from physml.hopfield.memory.retrieve import retrieve
 
 N, D = 6, 4
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.core.status import Code, Failure
+from physml.core._status import Code, Failure
 from physml.hopfield.theory.continual import two_tasks
 from physml.hopfield.theory.perceptron import planted_entropy, teacher_student
 

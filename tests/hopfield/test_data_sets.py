@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
+from physml.hopfield.theory._dense import dense
+from physml.hopfield.theory._multitasking import multitasking
 from physml.hopfield.theory.data_sets import data_set, entropy
-from physml.hopfield.theory.dense import dense
-from physml.hopfield.theory.multitasking import multitasking
 
 
 def test_perfect_examples_are_the_patterns():

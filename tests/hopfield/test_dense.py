@@ -10,8 +10,8 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import erf
 
-from physml.hopfield.theory.amit import Phase
-from physml.hopfield.theory.dense import critical_load, dense, raw_load
+from physml.hopfield.theory._amit import Phase
+from physml.hopfield.theory._dense import critical_load, dense, raw_load
 from physml.hopfield.theory.replica import Memory, noise_series
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.hopfield.glauber import TILE, Dense, Pairwise, glauber
-from physml.hopfield.patterns import dilute, examples, hebbian, overlaps, pseudo_inverse, random_patterns
+from physml.hopfield.spins.glauber import TILE, Dense, Pairwise, glauber
+from physml.hopfield.spins.patterns import dilute, examples, hebbian, overlaps, pseudo_inverse, random_patterns
 
 
 def brute(patterns, spins, p, convention):

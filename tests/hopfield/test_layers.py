@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.hopfield.layers import Hopfield, HopfieldLookup, HopfieldPooling
-from physml.hopfield.retrieve import retrieve
+from physml.hopfield.memory.layers import Hopfield, HopfieldLookup, HopfieldPooling
+from physml.hopfield.memory.retrieve import retrieve
 
 L, S, D, H = 3, 5, 8, 2
 call = eqx.filter_jit(lambda layer, *args, **options: layer(*args, **options))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.hopfield.theory.dense import dense
+from physml.hopfield.theory._dense import dense
 from physml.hopfield.theory.one_step import free_energy_one_step, glass_lines, ground_state_load
 
 

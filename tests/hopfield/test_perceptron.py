@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.core.status import Code, Failure
-from physml.hopfield.perceptron import examples_of, flipped, messages
+from physml.core._status import Code, Failure
+from physml.hopfield.learning.perceptron import examples_of, flipped, messages
 from physml.hopfield.theory.continual import two_tasks
 from physml.hopfield.theory.perceptron import teacher_student
 

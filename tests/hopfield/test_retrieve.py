@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.core.status import Code, Failure
-from physml.hopfield.retrieve import energy, retrieve
+from physml.core._status import Code, Failure
+from physml.hopfield.memory.retrieve import energy, retrieve
 
 NAMES = ("softmax", "softmax1", "sparsemax", "polynomial")
 N, D, Q = 11, 5, 3

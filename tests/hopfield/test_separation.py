@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.hopfield.separation import Polynomial, Potential, Softmax1, separation
+from physml.hopfield.memory.separation import Polynomial, Potential, Softmax1, separation
 
 NAMES = ("softmax", "softmax1", "sparsemax", "polynomial")
 

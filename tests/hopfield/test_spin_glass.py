@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.core.status import Code, Failure
-from physml.hopfield.glauber import Pairwise, glauber
+from physml.core._status import Code, Failure
+from physml.hopfield.spins.glauber import Pairwise, glauber
 from physml.hopfield.theory import SpinGlassPhase, parisi, sherrington_kirkpatrick
 
 H = np.linspace(-12.0, 12.0, 2401)

@@ -8,10 +8,10 @@ from jax.scipy.special import ndtr
 from scipy.optimize import root_scalar
 from scipy.stats import norm
 
-from physml.core.status import Code, Failure
-from physml.hopfield.perceptron import examples_of, flipped
+from physml.core._status import Code, Failure
+from physml.hopfield.learning.perceptron import examples_of, flipped
+from physml.hopfield.learning.variational import divergence, learn, log_likelihood, margins
 from physml.hopfield.theory.variational import variational_tasks
-from physml.hopfield.variational import divergence, learn, log_likelihood, margins
 
 N = 500
 

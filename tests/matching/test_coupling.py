@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from physml import matching as m
-from physml.matching.coupling import Keep, couple
+from physml.matching.couplings.couple import Keep, couple
 
 N = 48
 

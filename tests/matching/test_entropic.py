@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 
 from physml import matching
-from physml.matching.entropic import gaussian_plan, mixture_plan
+from physml.matching.bridges.gaussian_plan import gaussian_plan, mixture_plan
 from physml.metrics import gaussian_wasserstein2
 
 DIM = 3

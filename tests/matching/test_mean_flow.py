@@ -191,7 +191,7 @@ def test_equal_times_are_flow_matching(x64):
 
 @pytest.mark.parametrize("flow_ratio", [0.0, 0.25, 0.75, 1.0])
 def test_times_are_ordered_uniform_and_equal_in_the_asked_share(flow_ratio):
-    from physml.matching.mean_flow import _times
+    from physml.matching.losses.mean_flow import _times
 
     n, batches = 64, 400
     keys = jax.random.split(jax.random.key(0), batches)

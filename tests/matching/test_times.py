@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from physml import matching as m
-from physml.matching.times import draw_times
+from physml.matching.paths.times import draw_times
 
 N = 4000
 VP = m.variance_preserving()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from physml.particles.coulomb import (
+from physml.particles.energies.coulomb import (
     coulomb_gas,
     ginibre,
     ginibre_density,

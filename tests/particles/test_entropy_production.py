@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.particles.entropy_production import (
+from physml.particles.theory.entropy_production import (
     entropy_production,
     implicit_loss,
     linear_entropy_production,

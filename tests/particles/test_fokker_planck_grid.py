@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from physml.particles.fokker_planck_grid import stationary_density
+from physml.particles.theory.fokker_planck import stationary_density
 
 
 def test_rotation_converges_at_second_order():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.core.status import Failure
+from physml.core._status import Failure
 from physml.particles import (
     from_blackjax,
     hmc,
@@ -105,7 +105,7 @@ def test_frozen_force_is_the_exact_law(friction):
     """Against the matrix exponential of (x, p), for small and large gamma h where closed forms cancel."""
     from scipy.linalg import expm
 
-    from physml.particles.underdamped import frozen_force
+    from physml.particles.kernels.underdamped import frozen_force
 
     h, T = 0.31, 0.9
     with jax.enable_x64(True):

@@ -31,7 +31,7 @@ from physml.particles import (
     stationary_covariance,
     underdamped_mean_field,
 )
-from physml.particles.exact import linear_map, mckean_vlasov_variance
+from physml.particles.theory.linear import linear_map, mckean_vlasov_variance
 
 A, KAPPA, T = 0.6, 1.4, 0.8
 

@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.particles.kernel import over_lanes
-from physml.particles.langevin import overdamped
-from physml.particles.mirror import (
+from physml.particles.chains.run import run_chains
+from physml.particles.energies.nonsmooth import L1, Box
+from physml.particles.kernels.base import over_lanes
+from physml.particles.kernels.langevin import overdamped
+from physml.particles.kernels.mirror import (
     BoxEntropy,
     BregmanL1,
     Entropy,
@@ -22,9 +24,7 @@ from physml.particles.mirror import (
     curvature,
     mirror,
 )
-from physml.particles.nonsmooth import L1, Box
-from physml.particles.proximal import proximal
-from physml.particles.run import run_chains
+from physml.particles.kernels.proximal import proximal
 
 LEGENDRE = {
     "quadratic": (lambda: Quadratic(1.7), -2.0, 2.0),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from physml.particles import RandomBatch
-from physml.particles.pair_energy import PairEnergy
+from physml.particles.energies.pair_energy import PairEnergy
 
 log_gas = lambda x, y: -0.5 * jnp.log(jnp.sum((x - y) ** 2))
 gauss = lambda x, y: jnp.exp(-jnp.sum((x - y) ** 2)) * (1 + jnp.sum(x * y))

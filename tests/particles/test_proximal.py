@@ -6,10 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.particles.kernel import over_lanes
-from physml.particles.nonsmooth import L1, Ball, Box, GroupL2, SquaredL2, TotalVariation, moreau_envelope, nonnegative
-from physml.particles.proximal import proximal, proximal_mala
-from physml.particles.run import run, run_chains
+from physml.particles.chains.run import run, run_chains
+from physml.particles.energies.nonsmooth import (
+    L1,
+    Ball,
+    Box,
+    GroupL2,
+    SquaredL2,
+    TotalVariation,
+    moreau_envelope,
+    nonnegative,
+)
+from physml.particles.kernels.base import over_lanes
+from physml.particles.kernels.proximal import proximal, proximal_mala
 
 ENERGIES = {
     "l1": lambda: L1(0.7, jnp.asarray(0.2)),

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from physml.recipes import associative_memory
+from physml.recipes.hopfield import associative_memory
 
 
 def test_smoke_holds():

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from physml.recipes import bayesian_network as recipe
+from physml.recipes.particles import bayesian_network as recipe
 
 
 def test_scores():

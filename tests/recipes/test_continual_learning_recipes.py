@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from physml.recipes import continual_learning
+from physml.recipes.hopfield import continual_learning
 
 
 def test_smoke_holds():

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from physml.hopfield.glauber import Dense
-from physml.recipes import dense_hebbian
+from physml.hopfield.spins.glauber import Dense
+from physml.recipes.hopfield import dense_hebbian
 
 
 def test_smoke_holds():

@@ -2,7 +2,7 @@
 
 import jax
 
-from physml.recipes import depth_transfer
+from physml.recipes.dmft import depth_transfer
 
 
 def test_smoke_holds():

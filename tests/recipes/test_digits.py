@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from physml.recipes import digits
+from physml.recipes.matching import digits
 
 
 def test_smoke_holds():

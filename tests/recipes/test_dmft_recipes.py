@@ -6,7 +6,7 @@ import pytest
 
 from physml import recipes
 from physml.dmft import RandomNetwork, SphericalPSpin
-from physml.recipes import p_spin_glass, random_systems
+from physml.recipes.dmft import p_spin_glass, random_systems
 
 
 @pytest.mark.parametrize("name", ["feature_learning", "p_spin_glass", "random_systems"])

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from physml.recipes import grokking
+from physml.recipes.dmft import grokking
 
 
 def test_smoke_holds():

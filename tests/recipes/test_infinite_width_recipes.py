@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from physml import recipes
-from physml.recipes import infinite_width
+from physml.recipes.dmft import infinite_width
 
 
 @pytest.mark.parametrize("name", ["infinite_width"])

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from physml import matching
-from physml.recipes import interpolants
+from physml.recipes.matching import interpolants
 
 
 def test_smoke_holds():

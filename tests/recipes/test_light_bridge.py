@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from physml.matching import LightBridge
-from physml.recipes import light_bridge
+from physml.recipes.matching import light_bridge
 
 
 def failed(config):

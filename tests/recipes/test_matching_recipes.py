@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from physml import matching, recipes
-from physml.recipes import kinetic_paths, nonequilibrium, pfgm
+from physml.recipes.matching import kinetic_paths, nonequilibrium, pfgm
 
 NAMES = (
     "flexible_diffusion",

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from physml import recipes
-from physml.particles.hypersphere import hyperspherical_energy
-from physml.recipes import coulomb_gas, entropy_production
+from physml.particles.energies.hypersphere import hyperspherical_energy
+from physml.recipes.particles import coulomb_gas, entropy_production
 
 
 @pytest.mark.parametrize("name", ["coulomb_gas", "entropy_production", "hyperspherical_energy"])

@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from physml import matching
-from physml.recipes import mean_flow
-from physml.recipes.mean_flow import PAPER, SMOKE
+from physml.recipes.matching import mean_flow
+from physml.recipes.matching.mean_flow import PAPER, SMOKE
 
 
 def test_smoke_holds():

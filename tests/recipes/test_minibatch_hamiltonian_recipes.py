@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from physml.particles import stochastic
-from physml.recipes import minibatch_hamiltonian as recipe
+from physml.particles.kernels import minibatch as stochastic
+from physml.recipes.particles import minibatch_hamiltonian as recipe
 
 
 def test_smoke_holds():

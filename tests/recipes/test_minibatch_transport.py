@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from physml import matching
-from physml.recipes import minibatch_transport as recipe
+from physml.recipes.matching import minibatch_transport as recipe
 
 
 def test_smoke_holds():

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from physml.recipes import modern_hopfield
+from physml.recipes.hopfield import modern_hopfield
 
 
 def test_smoke_holds():

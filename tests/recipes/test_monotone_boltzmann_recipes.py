@@ -2,7 +2,7 @@
 
 import jax
 
-from physml.recipes import monotone_boltzmann as recipe
+from physml.recipes.hopfield import monotone_boltzmann as recipe
 
 
 def test_smoke_holds():

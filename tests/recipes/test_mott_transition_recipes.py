@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from physml.recipes import mott_transition
+from physml.recipes.dmft import mott_transition
 
 
 def test_smoke_holds():

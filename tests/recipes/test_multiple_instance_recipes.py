@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from physml.recipes import multiple_instance as recipe
+from physml.recipes.hopfield import multiple_instance as recipe
 
 
 @pytest.fixture(scope="module")

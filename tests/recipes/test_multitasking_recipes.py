@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from physml.recipes import multitasking
+from physml.recipes.hopfield import multitasking
 
 
 def test_smoke_holds():

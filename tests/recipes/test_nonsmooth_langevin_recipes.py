@@ -4,8 +4,8 @@ import dataclasses
 
 import jax
 
-from physml.particles.nonsmooth import L1
-from physml.recipes import nonsmooth_langevin
+from physml.particles.energies.nonsmooth import L1
+from physml.recipes.particles import nonsmooth_langevin
 
 
 def test_smoke_holds():

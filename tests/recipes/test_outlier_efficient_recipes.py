@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.recipes import outlier_efficient as recipe
+from physml.recipes.hopfield import outlier_efficient as recipe
 
 
 def test_smoke_holds():

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from physml import particles, recipes
-from physml.recipes import step_size_bias
+from physml.recipes.particles import step_size_bias
 
 
 @pytest.mark.parametrize("name", ["consensus", "mean_field_langevin", "minimax_games", "step_size_bias"])

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from physml.recipes import replica_symmetry_breaking as recipe
+from physml.recipes.hopfield import replica_symmetry_breaking as recipe
 
 
 def test_smoke_holds():

@@ -7,8 +7,8 @@ import pytest
 
 from physml.integrate import SRA1, EulerMaruyama
 from physml.integrate.dynamics import Dynamics
-from physml.recipes import _simulators_orders, simulators
-from physml.recipes.simulators import PAPER, SMOKE
+from physml.recipes.integrate import _simulators_orders, simulators
+from physml.recipes.integrate.simulators import PAPER, SMOKE
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from physml.recipes import spin_glass_phases as recipe
+from physml.recipes.hopfield import spin_glass_phases as recipe
 
 
 def test_smoke_holds():

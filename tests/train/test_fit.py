@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from physml import train
-from physml.train.fit import _run
+from physml.train._fit import _run
 
 OPTIMIZER = optax.sgd(0.1)
 

@@ -31,8 +31,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from physml.core._status import Code, Status, status
 from physml.core.float64 import in_float64
-from physml.core.status import Code, Status, status
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.theory.perceptron import check_load, output, solve_student
 from physml.hopfield.theory.roots import bisect, descend, newton

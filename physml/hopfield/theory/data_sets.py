@@ -30,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from physml.core._status import Status
 from physml.core.float64 import in_float64
-from physml.core.status import Status
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.theory.replica import check_order, check_state
 from physml.hopfield.theory.roots import descend, newton

@@ -27,9 +27,9 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
+from physml.core._status import Code, Status, status
 from physml.core.float64 import in_float64
 from physml.core.quadrature import gauss_hermite
-from physml.core.status import Code, Status, status
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.theory.replica import Memory, check_order
 from physml.hopfield.theory.roots import bisect, newton

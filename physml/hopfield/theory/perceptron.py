@@ -30,8 +30,8 @@ from jax import lax
 from jax.scipy.special import log_ndtr, ndtr
 from jaxtyping import Array
 
+from physml.core._status import Code, Status, status
 from physml.core.float64 import in_float64
-from physml.core.status import Code, Status, status
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.theory.roots import bisect, descend, newton
 from physml.hopfield.theory.site import nodes, site

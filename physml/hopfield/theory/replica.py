@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from physml.core.status import Code, Status, status
+from physml.core._status import Code, Status, status
 from physml.core.types import is_traced
 from physml.hopfield.theory.roots import bisect, descend, newton
 from physml.hopfield.theory.site import COLDEST, Site, site

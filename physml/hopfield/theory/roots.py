@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from physml.core.status import Code, Status, status
+from physml.core._status import Code, Status, status
 
 
 def newton(f: Callable[[Array], Array], start: Array, *, tol: float = 1e-11, steps: int = 30) -> tuple[Array, Status]:

@@ -29,8 +29,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from physml.core._status import Status
 from physml.core.float64 import in_float64
-from physml.core.status import Status
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.theory.roots import descend, newton
 from physml.hopfield.theory.site import COLDEST, nodes, site, spin

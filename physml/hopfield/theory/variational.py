@@ -32,8 +32,8 @@ from jax import lax
 from jax.scipy.special import ndtr
 from jaxtyping import Array
 
+from physml.core._status import Code, Status, status
 from physml.core.float64 import in_float64
-from physml.core.status import Code, Status, status
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.theory.continual import check_similarity
 from physml.hopfield.theory.perceptron import check_load, mills

@@ -1,0 +1,1 @@
+"""The machinery: a model, a scheme, an average, a solution, its branches."""

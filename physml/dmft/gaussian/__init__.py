@@ -1,0 +1,1 @@
+"""Gaussian fields of wide networks: kernels, their corrections, and finite networks."""

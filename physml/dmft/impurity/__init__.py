@@ -1,0 +1,1 @@
+"""The Mott transition: a quantum impurity and its bath."""

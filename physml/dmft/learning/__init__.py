@@ -1,0 +1,1 @@
+"""Learning dynamics in the limits of width, dimension and depth."""

@@ -1,0 +1,1 @@
+"""Memories and machines that are trained."""

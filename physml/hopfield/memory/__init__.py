@@ -1,0 +1,1 @@
+"""Retrieval from a memory, as a map, as layers, and its bounds."""

@@ -1,0 +1,1 @@
+"""Binary memories and their Monte Carlo."""

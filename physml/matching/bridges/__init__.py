@@ -1,0 +1,1 @@
+"""Schrödinger bridges: entropic plans in closed form and learned ones."""

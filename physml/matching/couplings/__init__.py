@@ -1,0 +1,1 @@
+"""Which source sample goes with which sample of the data."""

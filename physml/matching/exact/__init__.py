@@ -1,0 +1,1 @@
+"""Fields and residuals known exactly."""

@@ -1,0 +1,1 @@
+"""From a field to samples and likelihoods: flows, diffusions, chains."""

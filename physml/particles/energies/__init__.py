@@ -1,0 +1,1 @@
+"""Energies with structure: proximal maps, pairs, charges, directions."""

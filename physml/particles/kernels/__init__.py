@@ -1,0 +1,1 @@
+"""Markov kernels, one algorithm a file."""

@@ -1,0 +1,334 @@
+r"""Langevin dynamics with the gradient of a minibatch: the indices of the batch are part of the noise of a move.
+
+For data $z_1, \ldots, z_N$ the energy is $E(x) = E_0(x) + \sum_i e(x, z_i)$. A batch B of n indices, drawn with
+replacement, gives the gradient $\hat g = \nabla E_0 + \frac Nn \sum_{i \in B} \nabla e(x, z_i)$, of covariance
+$\frac{N^2}{n}\,\mathrm{Cov}_i \nabla e(x, z_i)$. With `control`, a point c, the same holds for
+$\hat g = \nabla E(c) + \nabla E_0(x) - \nabla E_0(c) + \frac Nn \sum_{i \in B} \nabla e(x, z_i) - \nabla e(c, z_i)$,
+which has no noise at c.
+
+| kernel | step |
+|---|---|
+| `sgld` | $x' = x - h\hat g(x) + \sqrt{2Th}\,\xi$ |
+| `sghmc` | a splitting of $dx = p\,dt,\ dp = -\hat g\,dt - \gamma p\,dt + \sqrt{2\gamma T}\,dW$, one batch a step |
+
+Constant steps keep the noise of the batches: for `sgld` it adds $h\,\mathrm{Cov}(\hat g)/2T$ to the temperature.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from physml.core import noise as streams
+from physml.core.types import Energy, Key, Scalar
+from physml.particles.kernels.base import (
+    AbstractKernel,
+    Info,
+    Position,
+    accepted,
+    check_position,
+    normals,
+    plus,
+    positive,
+    scaled,
+)
+
+Scheme = Literal["euler", "BAOAB", "OBABO", "OABAO", "ABOBA"]
+
+
+class Moving(NamedTuple):
+    """Position and momentum."""
+
+    position: PyTree
+    momentum: PyTree
+
+
+class MinibatchEnergy(eqx.Module):
+    r"""$E_0(x) + \sum_i e(x, z_i)$ and its estimate from a batch.
+
+    `term(x, z)`: e, for ONE datum z. `data`: a pytree of arrays (N, ...). `prior`: $E_0$, or None. `batch_size`: n.
+    `control`: the point c of control variates, or None; the gradient of E there is computed when it is given.
+    """
+
+    term: Callable[[PyTree, PyTree], Any]
+    data: PyTree
+    prior: Energy | None
+    batch_size: int = eqx.field(static=True)
+    control: PyTree | None
+    at_control: PyTree | None
+
+    def __init__(
+        self,
+        term: Callable[[PyTree, PyTree], Any],
+        data: PyTree,
+        batch_size: int,
+        prior: Energy | None = None,
+        *,
+        control: PyTree | None = None,
+    ):
+        data = jax.tree.map(jnp.asarray, data)
+        sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(data)}
+        if len(sizes) != 1 or sizes & {(), (0,)}:
+            raise ValueError(f"data must be arrays (N, ...) of one N; got {[x.shape for x in jax.tree.leaves(data)]}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+        self.term, self.data, self.prior, self.batch_size = term, data, prior, batch_size
+        self.control = self.at_control = None
+        if control is not None:
+            self.at_control, self.control = jax.grad(self.__call__)(control), control
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return jax.tree.leaves(self.data)[0].shape[0]
+
+    def __call__(self, x: PyTree) -> Array:
+        """The whole energy."""
+        return self._prior(x) + jnp.sum(jax.vmap(self.term, (None, 0))(x, self.data))
+
+    def estimate(self, x: PyTree, indices: Array) -> Array:
+        """A scalar whose gradient in x is the estimate from the batch; without control also unbiased itself."""
+        batch = jax.tree.map(lambda leaf: leaf[indices], self.data)
+        scale = self.size / indices.shape[0]
+        sums = lambda x: self._prior(x) + scale * jnp.sum(jax.vmap(self.term, (None, 0))(x, batch))
+        if self.control is None:
+            return sums(x)
+        # The gradient of the batch at c enters linearly in x, and so does that of all data.
+        there = jax.grad(sums)(self.control)
+        shift = jax.tree.map(lambda g, b, x: jnp.sum((g - b) * x), self.at_control, there, x)
+        return sums(x) + sum(jax.tree.leaves(shift))
+
+    def _prior(self, x):
+        return 0.0 if self.prior is None else self.prior(x)
+
+
+class StochasticGradient(AbstractKernel):
+    """See `sgld` and `sghmc`."""
+
+    energy: MinibatchEnergy
+    step_size: Array
+    friction: Array | None
+    temperature: Array
+    scheme: str = eqx.field(static=True)
+    shuffle: bool = eqx.field(static=True)
+    lanes: int = eqx.field(static=True, default=0)
+
+    def init(self, position: PyTree, momentum: PyTree | None = None) -> Position | Moving:
+        check_position(position)
+        if self.friction is None:
+            return Position(position)
+        return Moving(position, jax.tree.map(jnp.zeros_like, position) if momentum is None else momentum)
+
+    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+        count = max(1, self.scheme.count("O"))
+        if not self.shuffle:
+            return normals(key, (position,) * count, lanes), draw_batch(key, self.energy, lanes)
+        steps = self.energy.size // self.energy.batch_size
+        stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype), (position,) * count)
+        u = streams.uniform(key, 1, jax.ShapeDtypeStruct((self.energy.size,), jnp.float32), lanes)
+        order = jnp.argsort(u, axis=0).astype(jnp.int32)
+        return normals(key, stacked, lanes), order.reshape(steps, self.energy.batch_size, *u.shape[1:])
+
+    def move(self, state: Any, noise: PyTree) -> tuple[Any, Info]:
+        if self.shuffle:
+            state, _ = lax.scan(lambda state, noise: (self._step(state, *noise), None), state, noise)
+        else:
+            state = self._step(state, *noise)
+        return state, accepted(state.position, self.lanes)
+
+    def _step(self, state, xi, batch):
+        h, T, x = self.step_size, self.temperature, state.position
+        if self.friction is None:
+            kick = scaled(jnp.sqrt(2 * T * h), xi[0])
+            return Position(plus(x, scaled(-h, self._gradient(x, batch)), kick))
+        p, xi = state.momentum, list(xi)
+        if self.scheme == "euler":
+            kick = scaled(jnp.sqrt(2 * self.friction * T * h), xi[0])
+            p = plus(scaled(1 - self.friction * h, p), scaled(-h, self._gradient(x, batch)), kick)
+            return Moving(plus(x, scaled(h, p)), p)
+        for letter in self.scheme:
+            part = h / self.scheme.count(letter)
+            if letter == "A":
+                x = plus(x, scaled(part, p))
+            elif letter == "B":
+                p = plus(p, scaled(-part, self._gradient(x, batch)))
+            else:
+                decay = -self.friction * part
+                p = plus(scaled(jnp.exp(decay), p), scaled(jnp.sqrt(-T * jnp.expm1(2 * decay)), xi.pop()))
+        return Moving(x, p)
+
+    def _gradient(self, x, batch):
+        return batch_gradient(self.energy, x, batch, self.lanes)
+
+
+def draw_batch(key: Key, energy: MinibatchEnergy, lanes: Any) -> Array:
+    """Indices (n,), with replacement; stream 1 of a key."""
+    u = streams.uniform(key, 1, jax.ShapeDtypeStruct((energy.batch_size,), jnp.float32), lanes)
+    return jnp.minimum((u * energy.size).astype(jnp.int32), energy.size - 1)
+
+
+def batch_gradient(energy: MinibatchEnergy, x: PyTree, batch: Array, lanes: int) -> PyTree:
+    """The estimate of the gradient."""
+    grad = jax.grad(energy.estimate)
+    return grad(x, batch) if lanes == 0 else jax.vmap(grad, (-1, -1), -1)(x, batch)
+
+
+def sgld(
+    energy: MinibatchEnergy, step_size: Scalar, temperature: Scalar = 1.0, *, shuffle: bool = False
+) -> StochasticGradient:
+    r"""Stochastic gradient Langevin dynamics: $x' = x - h\,\hat g(x) + \sqrt{2Th}\,\xi$.
+
+    For $e(x, z) = a|x - z|^2/2$ the stationary variance is, with $k = Na$, exactly
+    $(2Th + h^2 a^2 N^2 \mathrm{Var}(z)/n)/(1 - (1 - kh)^2)$: h must be far below $T n/(a^2 N^2 \mathrm{Var}(z))$, or
+    the energy have a `control`.
+
+    **Arguments.** `energy`: a `MinibatchEnergy`. `step_size`: h > 0. `temperature`: T >= 0. `shuffle`: a move is an
+    epoch, N/n steps over all data in random order, instead of one step with a batch drawn with replacement.
+    **Cost.** n gradients of a term (2 n with a control) a step. **Errors.** `ValueError` for an energy of another kind,
+    a batch larger than the data or, shuffled, one that does not divide them. **See** Welling and Teh (2011).
+    """
+    return _stochastic(energy, step_size, None, temperature, "", shuffle)
+
+
+def sghmc(
+    energy: MinibatchEnergy,
+    step_size: Scalar,
+    friction: Scalar = 1.0,
+    temperature: Scalar = 1.0,
+    scheme: Scheme = "BAOAB",
+    *,
+    shuffle: bool = False,
+) -> StochasticGradient:
+    r"""Underdamped Langevin dynamics with one batch a step: $dx = p\,dt$,
+
+    $$dp = -\hat g(x)\,dt - \gamma p\,dt + \sqrt{2\gamma T}\,dW.$$
+
+    `euler` is stochastic gradient Hamiltonian Monte Carlo as first written; the others are splittings, with the letters
+    of `underdamped`. With all data `BAOAB`, `OBABO`, `OABAO` and `ABOBA` have the weak order 2. Batches with
+    replacement make every scheme of order 1: they add $h\,\mathrm{Cov}(\hat g)/2\gamma$ to the temperature.
+    With `shuffle` the noise of an epoch cancels at leading order.
+
+    **Arguments, errors** as in `sgld`; `friction`: $\gamma > 0$. **Cost.** One batch gradient for each B.
+    **See** Chen, Fox and Guestrin (2014); Franzese et al., Hamiltonian SDEs with minibatches.
+    """
+    if scheme not in ("euler", "BAOAB", "OBABO", "OABAO", "ABOBA"):
+        raise ValueError(f"scheme must be euler, BAOAB, OBABO, OABAO or ABOBA; got {scheme!r}")
+    return _stochastic(energy, step_size, positive(friction, "friction"), temperature, scheme, shuffle)
+
+
+def _stochastic(energy, step_size, friction, temperature, scheme, shuffle):
+    _check_data(energy)
+    if shuffle and energy.size % energy.batch_size:
+        raise ValueError(f"an epoch needs a batch_size that divides the {energy.size} data, got {energy.batch_size}")
+    h, T = positive(step_size, "step_size"), positive(temperature, "temperature", or_zero=True)
+    return StochasticGradient(
+        energy=energy, step_size=h, friction=friction, temperature=T, scheme=scheme, shuffle=shuffle
+    )
+
+
+def _check_data(energy):
+    if not isinstance(energy, MinibatchEnergy):
+        raise ValueError(f"energy must be a MinibatchEnergy(term, data, batch_size), got {type(energy).__name__}")
+    if energy.batch_size > energy.size:
+        raise ValueError(f"batch_size must be at most the {energy.size} data, got {energy.batch_size}")
+
+
+class Remembering(NamedTuple):
+    """A position, past positions (memory, ...), and how many moves were made."""
+
+    position: PyTree
+    memory: PyTree
+    moves: Array
+
+
+class Structured(AbstractKernel):
+    """See `structured`."""
+
+    energy: MinibatchEnergy
+    labels: PyTree
+    step_size: Array
+    temperature: Array
+    blocks: int = eqx.field(static=True)
+    memory: int = eqx.field(static=True)
+    every: int = eqx.field(static=True)
+    keep: float | None = eqx.field(static=True)
+    lanes: int = eqx.field(static=True, default=0)
+
+    def init(self, position: PyTree) -> Remembering:
+        check_position(position)
+        past = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (self.memory, *x.shape)), position)
+        return Remembering(position, past, jnp.zeros_like(accepted(position, self.lanes).acceptance))
+
+    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+        u = streams.uniform(key, 2, jax.ShapeDtypeStruct((self.blocks + 1,), jnp.float32), lanes)
+        slot = jnp.minimum((u[-1] * self.memory).astype(jnp.int32), self.memory - 1)
+        if self.keep is not None:
+            mask = u[:-1] <= self.keep
+        else:
+            mask = jnp.arange(self.blocks).reshape(-1, *(1,) * (u.ndim - 1)) == jnp.minimum(
+                (u[:1] * self.blocks).astype(jnp.int32), self.blocks - 1
+            )
+        return normals(key, position, lanes), draw_batch(key, self.energy, lanes), mask, slot
+
+    def move(self, state: Remembering, noise: PyTree) -> tuple[Remembering, Info]:
+        xi, batch, mask, slot = noise
+        x, h = state.position, self.step_size
+        chosen = jax.tree.map(lambda label, leaf: mask[label].astype(leaf.dtype), self.labels, x)
+
+        def recall(past):
+            index = slot.reshape((1,) * (past.ndim - slot.ndim) + slot.shape)
+            return jnp.take_along_axis(past, jnp.broadcast_to(index, (1, *past.shape[1:])), axis=0)[0]
+
+        mixed = jax.tree.map(lambda r, a, past: r * a + (1 - r) * recall(past), chosen, x, state.memory)
+        weight = self.blocks if self.keep is None else 1 / self.keep
+        grad = jax.tree.map(lambda r, g: weight * r * g, chosen, batch_gradient(self.energy, mixed, batch, self.lanes))
+        x = plus(x, scaled(-h, grad), scaled(jnp.sqrt(2 * self.temperature * h), xi))
+        place = jnp.mod(jnp.floor(state.moves / self.every), self.memory)
+
+        def write(past, leaf):
+            at = place.reshape((1,) * (leaf.ndim + 1 - place.ndim) + place.shape)
+            here = jnp.arange(self.memory, dtype=place.dtype).reshape(-1, *(1,) * leaf.ndim) == at
+            return jnp.where(here, leaf[None], past)
+
+        return Remembering(x, jax.tree.map(write, state.memory, x), state.moves + 1), accepted(xi, self.lanes)
+
+
+def structured(
+    energy: MinibatchEnergy,
+    labels: PyTree,
+    step_size: Scalar,
+    temperature: Scalar = 1.0,
+    *,
+    memory: int = 100,
+    every: int = 1,
+    keep: float | None = None,
+) -> Structured:
+    r"""Structured SGLD: blocks of parameters that feel each other only on average, $q(x) = \prod_b q_b(x_b)$ with
+
+    $$q_b(x_b) \propto \exp\Bigl(-\tfrac1T E_{x_{-b} \sim q_{-b}}\, E(x_b, x_{-b})\Bigr),$$
+
+    the fixed point of mean-field variational inference without a parametric form. The other blocks come from the past
+    of the chain. Each move takes the gradient of one random block; for a Gaussian of precision $\Lambda$ the blocks
+    tend to independent Gaussians of precision $\Lambda_{bb}$ with the right mean as $h \to 0$ and the memory grows
+    long.
+    **Arguments.** `labels`: a pytree like the position of integers, the block of each entry, from 0. `memory`: how many
+    past positions, one `every` so many moves; they must span many correlation times. `keep`: the dropout version,
+    in which each block is at its present value with this probability and else at a past one: cheaper for many blocks,
+    and between the two laws (1 is SGLD).
+    **Cost.** One batch gradient. **Errors.** `ValueError` for labels or probabilities out of range.
+    **See** Alexos, Boyd and Mandt, Structured stochastic gradient MCMC (2022).
+    """
+    _check_data(energy)
+    labels = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), labels)
+    blocks = 1 + max(int(leaf.max()) for leaf in jax.tree.leaves(labels))
+    if keep is not None and not 0 < keep <= 1:
+        raise ValueError(f"keep must be a probability above 0, got {keep}")
+    if memory < 1 or every < 1 or min(int(leaf.min()) for leaf in jax.tree.leaves(labels)) < 0:
+        raise ValueError(f"memory and every must be at least 1 and labels at least 0; got {memory} and {every}")
+    parts = {"step_size": positive(step_size, "step_size"), "blocks": blocks, "memory": memory, "every": every}
+    T = positive(temperature, "temperature", or_zero=True)
+    return Structured(energy=energy, labels=labels, temperature=T, keep=keep, **parts)

@@ -1,0 +1,1 @@
+"""Measures and interactions: what one particle feels of the others."""

@@ -1,0 +1,1 @@
+"""What is known of these dynamics without simulating them."""

@@ -1,0 +1,1 @@
+"""Recipes whose subject is `physml.dmft`."""
