@@ -6,6 +6,13 @@ from physml.metrics.chains import (
     ess_log_weights as ess_log_weights,
     r_hat as r_hat,
 )
+from physml.metrics.estimate import (
+    Estimate as Estimate,
+    jackknife as jackknife,
+    mean_and_error as mean_and_error,
+    power_law as power_law,
+    straight_line as straight_line,
+)
 from physml.metrics.kernels import (
     PermutationTest as PermutationTest,
     energy_distance as energy_distance,

@@ -12,17 +12,15 @@ Lotka-Volterra dynamics (2017); Galla, Dynamically evolved community size and st
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from physml import dmft
-from physml.core.progress import progress_bar
-from physml.core.types import Key
 from physml.dmft import LotkaVolterra, RandomNetwork
-from physml.recipes._result import Info, Result, at_most, close_to
+from physml.metrics import mean_and_error
+from physml.recipes import Info, Sabotage, Settings, draw, experiment
 
 INFO = Info(
     paper="Sompolinsky, Crisanti and Sommers, Chaos in random neural networks (1988); Bunin (2017); Galla (2018)",
@@ -32,7 +30,7 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
     g: float = 1.5
@@ -61,133 +59,122 @@ SMOKE = Config(
     variance=0.15, exponent=0.1,
 )  # fmt: skip
 
+SABOTAGE = Sabotage(
+    "networks of a coupling 1.4 times as strong", RandomNetwork, "finite_n",
+    lambda exact: lambda self, n, **options: exact(RandomNetwork(1.4 * self.g, points=self.points), n, **options),
+)  # fmt: skip
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Networks, communities, design."""
-    claims: list = []
-    metrics: dict[str, float] = {}
-    arrays: dict[str, np.ndarray] = {}
+
+@experiment
+def run(study, config, key):
     network_key, community_key = jax.random.split(key)
-    with progress_bar(3, "random systems", "stage", show=progress) as bar:
-        _networks(config, network_key, claims, metrics, arrays)
-        bar.update()
-        _communities(config, community_key, claims, metrics, arrays)
-        bar.update()
-        _design(config, claims, metrics, arrays)
-        bar.update()
-    return Result(tuple(claims), {name: float(value) for name, value in metrics.items()}, arrays)
+    stages = [(_networks, network_key), (_communities, community_key), (_stability, None), (_design, None)]
+    for stage, stage_key in study.each(stages, "stage"):
+        stage(study, config, stage_key)
 
 
-def _networks(config, key, claims, metrics, arrays):
+def _networks(study, config, key):
+    """Networks of many units against the theory, and the theory along g."""
     model = RandomNetwork(g=config.g)
     theory = dmft.solve(model).check().order
     if config.g == 1.5:
-        claims.append(close_to("C(0) at g = 1.5", theory.C0, 0.7477, 5e-5, "potential of the ball, quadrature"))
+        study.near("C(0) at g = 1.5", theory.C0, 0.7477, "potential of the ball, quadrature", atol=5e-5)
     simulate = jax.jit(lambda k: model.finite_n(config.units, key=k, t_max=config.t_max))
-    sims = [simulate(jax.random.fold_in(key, i)) for i in range(config.networks)]
+    networks = [simulate(jax.random.fold_in(key, i)) for i in range(config.networks)]
     for name, symbol, bound in (
         ("C0", "C(0)", config.variance * float(theory.C0)),
         ("lyapunov", "lambda", config.exponent),
     ):
-        values = np.asarray([getattr(sim, name) for sim in sims])
-        error = values.std(ddof=1) / np.sqrt(len(values))
-        metrics |= {f"{symbol} theory": float(getattr(theory, name)), f"{symbol} networks": values.mean()}
-        claims.append(
-            at_most(f"{symbol} of networks of {config.units} units, distance to theory",
-                    abs(values.mean() - float(getattr(theory, name))), bound, "N to infinity", error=error)
-        )  # fmt: skip
-    arrays |= {"tau": np.asarray(theory.tau), "C": np.asarray(theory.C)}
-    arrays |= {"sim tau": np.asarray(sims[0].tau), "sim C": np.stack([np.asarray(sim.C) for sim in sims])}
+        found, expected = mean_and_error([getattr(network, name) for network in networks]), float(getattr(theory, name))
+        study.metrics |= {f"{symbol} theory": expected, f"{symbol} networks": found.value}
+        quantity = f"{symbol} of networks of {config.units} units, distance to theory"
+        study.at_most(quantity, abs(found.value - expected), bound, "N to infinity", error=found.error)
     gs = np.linspace(0.6, 3.0, config.couplings)
     network = lambda g: RandomNetwork(g=g, points=config.lags, terms=config.terms)
     sweep = jax.jit(lambda gs: jax.lax.map(lambda g: dmft.solve(network(g)).order, gs))(jnp.asarray(gs, jnp.float32))
-    arrays |= {"g": gs, "C0": np.asarray(sweep.C0), "lyapunov": np.asarray(sweep.lyapunov)}
+    study.keep(theory=theory, networks=networks, g=gs, sweep=sweep)
 
 
-def _communities(config, key, claims, metrics, arrays):
-    sigma_c = float(dmft.critical_spread(config.gamma))
-    sigmas = np.linspace(0.05, 0.97, 24) * sigma_c
-    solve = jax.jit(lambda s: dmft.solve(LotkaVolterra(config.mu, s, config.gamma)))
-    theory = jax.vmap(lambda s: solve(s).order)(jnp.asarray(sigmas, jnp.float32))
-    arrays |= {"sigma": sigmas / sigma_c} | {k: np.asarray(getattr(theory, k)) for k in ("m", "q", "phi", "margin")}
-    measured = np.asarray([0.3, 0.6, 0.9]) * sigma_c
-    simulate = jax.jit(lambda s, k: LotkaVolterra(config.mu, s, config.gamma).finite_n(config.species, key=k))
-    seen = {k: [] for k in ("m", "q", "phi")}
-    for i, sigma in enumerate(measured):
+def _community(config, sigma):
+    return LotkaVolterra(config.mu, sigma, config.gamma)
+
+
+def _communities(study, config, key):
+    """Mean abundance, its square and the survivors at three spreads."""
+    spread = float(dmft.critical_spread(config.gamma))
+    sigmas = np.linspace(0.05, 0.97, 24)
+    solve = jax.jit(lambda s: dmft.solve(_community(config, s)))
+    theory = jax.vmap(lambda s: solve(s).order)(jnp.asarray(sigmas * spread, jnp.float32))
+    simulate = jax.jit(lambda s, k: _community(config, s).finite_n(config.species, key=k))
+    measured = {"m": [], "q": [], "phi": []}
+    at = np.asarray([0.3, 0.6, 0.9])
+    for i, sigma in enumerate(at * spread):
         keys = [jax.random.fold_in(key, 1000 * i + j) for j in range(config.communities)]
-        sims = [simulate(jnp.float32(sigma), k) for k in keys]
+        communities = [simulate(jnp.float32(sigma), k) for k in keys]
         exact = solve(jnp.float32(sigma)).check().order
-        for name in seen:
-            values = np.asarray([getattr(sim, name) for sim in sims])
-            error = values.std(ddof=1) / np.sqrt(len(values))
-            seen[name].append((values.mean(), error))
-            claims.append(
-                at_most(f"{name} of communities at sigma = {sigma / sigma_c:.1f} sigma_c, distance to theory",
-                        abs(values.mean() - float(getattr(exact, name))), 5 * error + 4 / config.species,
-                        "5 standard errors and 4/S", error=error)
+        for name, rows in measured.items():
+            rows.append(found := mean_and_error([getattr(community, name) for community in communities]))
+            study.at_most(
+                f"{name} of communities at sigma = {at[i]:.1f} sigma_c, distance to theory",
+                abs(found.value - float(getattr(exact, name))), 5 * found.error + 4 / config.species,
+                "5 standard errors and 4/S", error=found.error,
             )  # fmt: skip
-    arrays |= {"measured": measured / sigma_c} | {f"seen {k}": np.asarray(v) for k, v in seen.items()}
+    study.keep(sigma=sigmas, communities=theory, measured=measured, measured_at=at)
 
-    # The sign of the margin, by bisection, against the closed form.
-    low, high = 0.5 * sigma_c, 1.5 * sigma_c
+
+def _stability(study, config, key):
+    """The sign of the margin, by bisection, against the closed form."""
+    spread = float(dmft.critical_spread(config.gamma))
+    margin = jax.jit(lambda s: dmft.solve(_community(config, s)).order.margin)
+    low, high = 0.5 * spread, 1.5 * spread
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if float(solve(jnp.float32(middle)).order.margin) > 0 else (low, middle)
-    metrics["boundary"] = low
-    claims.append(
-        close_to("spread where the fixed point loses stability", low, sigma_c, config.boundary * sigma_c,
-                 "sqrt 2 / (1 + gamma)")
-    )  # fmt: skip
+        low, high = (middle, high) if float(margin(jnp.float32(middle))) > 0 else (low, middle)
+    name = "spread where the fixed point loses stability"
+    study.near(name, low, spread, "sqrt 2 / (1 + gamma)", rtol=config.boundary)
 
 
-def _design(config, claims, metrics, arrays):
+def _design(study, config, key):
+    """Systems with a wanted order parameter by Newton's method, whose derivative costs one linear solve."""
     exponent = lambda g: dmft.solve(RandomNetwork(g=g, points=config.lags, terms=config.terms)).order.lyapunov
-    survivors = lambda s: dmft.solve(LotkaVolterra(config.mu, s, config.gamma)).order.phi
-    for name, read, start, target in (
+    survivors = lambda s: dmft.solve(_community(config, s)).order.phi
+    traces = {}
+    for name, read, p, target in (
         ("exponent", exponent, 1.2, config.target_exponent),
         ("survivors", survivors, 0.3, config.target_survivors),
     ):
-        # Newton's method on the order parameter: its derivative costs one linear solve.
         both = jax.jit(jax.value_and_grad(read))
-        p, trace = jnp.float32(start), []
+        p, traces[name] = jnp.float32(p), []
         for _ in range(config.design_steps):
             value, slope = both(p)
-            trace.append(abs(float(value) / target - 1))
+            traces[name].append(abs(float(value) / target - 1))
             p = p + jnp.clip((target - value) / slope, -0.3, 0.3)
-        metrics |= {f"{name} designed at": float(p)}
-        arrays[f"design {name}"] = np.asarray(trace)
-        claims.append(
-            at_most(f"{name} wanted {target:g}: relative distance of the designed system", abs(float(both(p)[0]) / target - 1),
-                    1e-3, "gradient of the order parameter")
-        )  # fmt: skip
+        study.metrics[f"{name} designed at"] = p
+        quantity = f"{name} wanted {target:g}: relative distance of the designed system"
+        study.at_most(quantity, abs(float(both(p)[0]) / target - 1), 1e-3, "gradient of the order parameter")
+    study.keep(design=traces)
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Correlation and exponent of networks, abundances, design."""
-    import matplotlib.pyplot as plt
-
-    a = result.arrays
-    figure, axes = plt.subplots(2, 2, figsize=(9.5, 7), layout="constrained")
-    for i, C in enumerate(a["sim C"]):
-        axes[0, 0].plot(a["sim tau"], C, color="C1", lw=0.8, label="networks" if i == 0 else None)
-    axes[0, 0].plot(a["tau"], a["C"], "k", label="N to infinity")
-    axes[0, 0].set(xlabel=r"$\tau$", ylabel=r"$C(\tau)$", title="autocorrelation", xlim=(0, 30))
-    axes[0, 0].legend()
-    axes[0, 1].plot(a["g"], a["C0"], label="C(0)")
-    axes[0, 1].plot(a["g"], a["lyapunov"], label=r"$\lambda$")
-    axes[0, 1].axhline(0, color="k", lw=0.5)
-    axes[0, 1].axvline(1, color="k", ls=":", lw=1)
-    axes[0, 1].set(xlabel="g", title="onset of chaos", ylim=(-0.5, 3))
-    axes[0, 1].legend()
-    for i, name in enumerate(("m", "q", "phi")):
-        axes[1, 0].plot(a["sigma"], a[name], color=f"C{i}", label={"phi": r"$\phi$"}.get(name, name))
-        seen = a[f"seen {name}"]
-        axes[1, 0].errorbar(a["measured"], seen[:, 0], 2 * seen[:, 1], fmt="o", color=f"C{i}", ms=4)
-    axes[1, 0].plot(a["sigma"], a["margin"], "k--", lw=1, label="margin of stability")
-    axes[1, 0].set(xlabel=r"$\sigma/\sigma_c$", title="species: theory and communities")
-    axes[1, 0].legend()
-    for name in ("exponent", "survivors"):
-        axes[1, 1].semilogy(np.maximum(a[f"design {name}"], 1e-12), label=name)
-    axes[1, 1].set(xlabel="step", ylabel="relative distance", title="design by the implicit derivative")
-    axes[1, 1].legend()
+    d = result.data
+    figure, axes = draw.panels(2, 2)
+    memory, chaos, species, design = axes.flat
+    for i, network in enumerate(d.networks):
+        memory.plot(network.tau, network.C, "C1", lw=0.8, label=None if i else "networks")
+    draw.theory(memory, d.theory.tau, d.theory.C, label="N to infinity")
+    draw.label(memory, "autocorrelation", r"$\tau$", r"$C(\tau)$", xlim=(0, 30))
+    draw.theory(chaos, d.g, d.sweep.C0, "C0", label="C(0)")
+    draw.theory(chaos, d.g, d.sweep.lyapunov, "C1", label=r"$\lambda$")
+    chaos.axhline(0, color="k", lw=0.5)
+    chaos.axvline(1, color="k", ls=":", lw=1)
+    draw.label(chaos, "onset of chaos", "g", ylim=(-0.5, 3))
+    for i, (name, rows) in enumerate(d.measured.items()):
+        draw.theory(species, d.sigma, getattr(d.communities, name), f"C{i}", label={"phi": r"$\phi$"}.get(name, name))
+        draw.measured(species, d.measured_at, *np.transpose(rows), color=f"C{i}")
+    draw.theory(species, d.sigma, d.communities.margin, "k--", lw=1, label="margin of stability")
+    draw.label(species, "species: theory and communities", r"$\sigma/\sigma_c$")
+    for name, trace in d.design.items():
+        design.plot(np.maximum(trace, 1e-12), label=name)
+    draw.label(design, "design by the implicit derivative", "step", "relative distance", log="y")
     return figure

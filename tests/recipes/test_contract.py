@@ -1,0 +1,58 @@
+"""What every recipe promises, on its small configuration: claims that hold, and notice when the method is broken."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from physml import recipes
+
+pytestmark = pytest.mark.recipes
+
+# Every claim that was ever made, so that none is lost on the way.
+CLAIMED = json.loads((Path(__file__).parent / "claims.json").read_text())
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_small_configuration(name):
+    recipe = recipes.load(name)
+    assert not recipes.missing(recipe), f"recipe {name} lacks {'; '.join(recipes.missing(recipe))}"
+    result = recipe.run(recipe.SMOKE, key=jax.random.key(0)).check()
+    made = {claim.quantity: claim.relation for claim in result.claims}
+    lost = {quantity: relation for quantity, relation in CLAIMED.get(name, []) if made.get(quantity) != relation}
+    assert not lost, f"recipe {name} no longer claims {lost}"
+    saved = json.loads(json.dumps(result.as_dict()))
+    again = recipes.Result.from_dict(saved)
+    assert again.claims == result.claims and again.metrics == result.metrics
+    figure = recipe.plot(result)
+    assert any(axis.has_data() for axis in figure.axes)
+    figure.canvas.draw()
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_sabotage_is_noticed(name):
+    recipe = recipes.load(name)
+    for sabotage in recipes.sabotages(recipe):
+        study = recipes.Study(name, stop=True)
+        with sabotage.applied():
+            try:
+                recipe.run(recipe.SMOKE, key=jax.random.key(0), study=study)
+            except recipes.Noticed:
+                continue
+        pytest.fail(f"no claim of recipe {name} fails although {sabotage.what}")
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_wrong_settings_are_refused(name):
+    config = recipes.load(name).SMOKE
+    numbers = [
+        field.name
+        for field in dataclasses.fields(config)
+        if isinstance(getattr(config, field.name), int | float) and not isinstance(getattr(config, field.name), bool)
+    ]
+    assert numbers
+    for field in numbers:
+        with pytest.raises(ValueError, match=field):
+            dataclasses.replace(config, **{field: float("nan")})
