@@ -1,6 +1,6 @@
 """physml: differentiable statistical physics for machine learning, in JAX.
 
-The rooms, from the ground up:
+`physml.compare` draws a theory and its finite system on the same axes. The rooms, from the ground up:
 
 - `physml.core`: status codes, step-indexed noise, fixed points, quadrature, the float64 rule
 - `physml.nn`, `physml.metrics`, `physml.data`: small networks, distances and diagnostics, data sets
@@ -23,8 +23,13 @@ _ROOMS = ("core", "data", "dmft", "hopfield", "integrate", "matching", "metrics"
 
 if TYPE_CHECKING:
     from physml import core, data, dmft, hopfield, integrate, matching, metrics, nn, particles, recipes, train
+    from physml._compare import Comparison, compare
+
+_NAMES = ("Comparison", "compare")
 
 __all__ = [
+    "Comparison",
+    "compare",
     "core",
     "data",
     "dmft",
@@ -42,8 +47,10 @@ __all__ = [
 def __getattr__(name: str):
     if name in _ROOMS:
         return importlib.import_module(f"physml.{name}")
-    raise AttributeError(f"physml has no room {name!r}; the rooms are {', '.join(_ROOMS)}")
+    if name in _NAMES:
+        return getattr(importlib.import_module("physml._compare"), name)
+    raise AttributeError(f"physml has no {name!r}; the rooms are {', '.join(_ROOMS)}; beside them {', '.join(_NAMES)}")
 
 
 def __dir__():
-    return sorted([*globals(), *_ROOMS])
+    return sorted([*globals(), *_ROOMS, *_NAMES])

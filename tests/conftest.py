@@ -1,11 +1,13 @@
-"""Strictness of the whole suite: run-time shape checks, no silent promotion of dtype or rank."""
+"""Strictness of the whole suite, run-time shape checks and no silent promotion; and what its tests cost."""
 
 import contextlib
 import ctypes
 import gc
 import os
+import resource
 import sys
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,3 +48,65 @@ def free_programs():
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back to the system
+
+
+# ---- the ten dearest tests and programs
+
+_compiled: list[tuple[float, str]] = []
+
+
+def _on_duration(event: str, seconds: float, **about) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled.append((seconds, str(about.get("fun_name", "?"))))
+
+
+jax.monitoring.register_event_duration_secs_listener(_on_duration)
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of its finished children."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    start = _cpu_seconds()
+    _compiled.clear()
+    item.cost = lambda: (_cpu_seconds() - start, sorted(_compiled, reverse=True)[:3])
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "teardown":
+        report.user_properties.append(("cost", item.cost()))
+    return report
+
+
+_costs: list[tuple[float, str]] = []
+_programs: list[tuple[float, str, str]] = []
+
+
+def pytest_runtest_logreport(report):
+    for name, value in report.user_properties:
+        if name == "cost" and report.when == "teardown":
+            seconds, programs = value
+            _costs.append((seconds, report.nodeid))
+            _programs.extend((took, program, report.nodeid) for took, program in programs)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not _costs:
+        return
+    terminalreporter.section("dearest tests, seconds of one core")
+    for seconds, test in sorted(_costs, reverse=True)[:10]:
+        terminalreporter.line(f"{seconds:7.1f}  {test}")
+    terminalreporter.line(f"{sum(seconds for seconds, _ in _costs):7.1f}  all {len(_costs)} tests")
+    terminalreporter.section("dearest programs, seconds to compile")
+    for seconds, program, test in sorted(_programs, reverse=True)[:10]:
+        terminalreporter.line(f"{seconds:7.1f}  {program}  ({test})")
+    if folder := os.environ.get("PHYSML_TEST_COSTS"):
+        lines = [f"{seconds:.2f} {test}" for seconds, test in sorted(_costs, reverse=True)]
+        Path(folder).write_text("\n".join(lines) + "\n")

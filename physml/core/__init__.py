@@ -1,6 +1,6 @@
-"""Types, status codes, step-indexed noise, loops, fixed points, continuation, quadrature, float64."""
+"""Types, status codes, checks, noise by step, loops, fixed points, roots, quadrature, special functions, float64."""
 
-from physml.core import noise as noise
+from physml.core import check as check, noise as noise, tree as tree
 from physml.core._continuation import Branch as Branch, Branches as Branches, continuation as continuation
 from physml.core._fixed_point import (
     AbstractIteration as AbstractIteration,
@@ -13,15 +13,31 @@ from physml.core._fixed_point import (
     largest as largest,
     solve_linear as solve_linear,
 )
-from physml.core._status import Code as Code, Failure as Failure, Status as Status, status as status
-from physml.core.float64 import in_float64 as in_float64
+from physml.core._status import (
+    Checked as Checked,
+    Code as Code,
+    Failure as Failure,
+    Status as Status,
+    status as status,
+)
+from physml.core.derivative import divergence as divergence
+from physml.core.float64 import float64_program as float64_program, in_float64 as in_float64
 from physml.core.loops import march as march, scan_range as scan_range
-from physml.core.quadrature import gauss_hermite as gauss_hermite, gaussian_average as gaussian_average
+from physml.core.program import program as program
+from physml.core.quadrature import (
+    gauss_hermite as gauss_hermite,
+    gauss_hermite_grid as gauss_hermite_grid,
+    gauss_legendre as gauss_legendre,
+    gauss_legendre_panels as gauss_legendre_panels,
+    trapezoid_matrix as trapezoid_matrix,
+    trapezoid_weights as trapezoid_weights,
+)
+from physml.core.roots import bisect as bisect, bracketed as bracketed, descend as descend, newton as newton
 from physml.core.special import (
     log_2cosh as log_2cosh,
-    log_erfc as log_erfc,
-    log_gaussian_tail as log_gaussian_tail,
-    log_mean_exp as log_mean_exp,
-    log_sub_exp as log_sub_exp,
+    mills as mills,
+    normal_tail as normal_tail,
     normalise_log_weights as normalise_log_weights,
+    sech2 as sech2,
+    tanh_family as tanh_family,
 )

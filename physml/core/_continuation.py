@@ -1,7 +1,7 @@
 """Follow the solutions of x = f(x, p) along a parameter, forward and backward, keeping every branch found."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -9,24 +9,24 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core._fixed_point import fixed_point
-from physml.core._status import Status
+from physml.core._status import Checked, Status
+from physml.core.program import program
 
 
-class Branch(eqx.Module):
+class Branch(Checked):
     """Fixed points along `params` (n,), in the order of `params` whichever way they were followed: `values`
     is a pytree like x0 with a leading axis n; `residual`, `steps` and `status` have one entry per point."""
+
+    computation: ClassVar[str] = "continuation"
+    counted: ClassVar[str] = "iteration"
 
     params: Array
     values: PyTree
     residual: Array
     steps: Array
     status: Status
-
-    def check(self) -> "Branch":
-        """Raise `Failure` unless every point converged; return self otherwise."""
-        self.status.check("continuation", lambda step: f"iteration {step}")
-        return self
 
 
 class Branches(eqx.Module):
@@ -77,10 +77,8 @@ def continuation(
     params = jnp.asarray(params)
     if params.ndim != 1 or len(params) == 0:
         raise ValueError(f"params must be a vector of parameter values, got shape {params.shape}")
-    if direction not in ("forward", "backward", "both"):
-        raise ValueError(f"direction must be 'forward', 'backward' or 'both', got {direction!r}")
-    if predictor not in ("last", "secant"):
-        raise ValueError(f"predictor must be 'last' or 'secant', got {predictor!r}")
+    check.choice(direction, "direction", ("forward", "backward", "both"))
+    check.choice(predictor, "predictor", ("last", "secant"))
     if direction != "both":
         return _follow(f, params, x0, direction == "backward", predictor, options)
     pair = isinstance(x0, dict) and set(x0) == {"forward", "backward"}
@@ -91,6 +89,7 @@ def continuation(
     )
 
 
+@program
 def _follow(f, params, x0, reverse: bool, predictor: str, options: dict) -> Branch:
     x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf, float)), x0)
 

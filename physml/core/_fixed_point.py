@@ -7,7 +7,7 @@ so a gradient costs one linear solve and no memory for the iterations. Parameter
 
 import abc
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -17,7 +17,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from physml.core._status import Code, Status, status
+from physml.core import check
+from physml.core._status import Checked, Code, Status, status
+from physml.core.program import program
 from physml.core.types import Scalar, widest
 
 DENSE_LIMIT = 1000  # largest state whose Jacobian is formed when no linear solver is chosen
@@ -30,19 +32,17 @@ class History(eqx.Module):
     residuals: Array
 
 
-class FixedPoint(eqx.Module):
+class FixedPoint(Checked):
     """`value` solves x = f(x) up to `residual` = max|f(x) - x| / (1 + max|x|), after `steps` iterations."""
+
+    computation: ClassVar[str] = "fixed_point"
+    counted: ClassVar[str] = "iteration"
 
     value: PyTree
     residual: Array
     steps: Array
     status: Status
     history: History | None = None
-
-    def check(self) -> "FixedPoint":
-        """Raise `Failure` unless the iteration converged; return self otherwise."""
-        self.status.check("fixed_point", lambda step: f"iteration {step}")
-        return self
 
 
 class AbstractIteration(eqx.Module):
@@ -57,18 +57,13 @@ class AbstractIteration(eqx.Module):
         """The next iterate, the state, and whether the iteration has given up."""
 
 
-def _check_unit(name: str, value: Scalar) -> None:
-    if isinstance(value, int | float) and not 0 < value <= 1:
-        raise ValueError(f"{name} must lie in (0, 1], got {value}")
-
-
 class Damped(AbstractIteration):
     r"""$x \leftarrow (1 - a) x + a f(x)$ with $a$ = `damping`; converges at rate $|1 - a + a f'|$."""
 
     damping: Scalar = 0.5
 
     def __check_init__(self):
-        _check_unit("damping", self.damping)
+        check.within(self.damping, "damping", above=0, most=1)
 
     def init(self, x):
         return ()
@@ -108,7 +103,7 @@ class Anderson(AbstractIteration):
     def __check_init__(self):
         if self.depth < 2:
             raise ValueError(f"Anderson needs depth >= 2, got {self.depth}; depth 1 is Damped")
-        _check_unit("damping", self.damping)
+        check.within(self.damping, "damping", above=0, most=1)
 
     def init(self, x):
         empty, zero = jnp.zeros((self.depth, x.size), x.dtype), jnp.asarray(0, jnp.int32)
@@ -213,12 +208,12 @@ def fixed_point(
     Weiss.
     """
     method = Damped() if method is None else method
-    if not isinstance(method, AbstractIteration):
-        raise ValueError(f"method must be Damped(...), Anderson(...) or Newton(...), got {method!r}")
-    if adjoint not in ("implicit", "unrolled"):
-        raise ValueError(f"adjoint must be 'implicit' or 'unrolled', got {adjoint!r}")
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    check.instance(method, "method", AbstractIteration, "Damped(...), Anderson(...) or Newton(...)")
+    check.choice(adjoint, "adjoint", ("implicit", "unrolled"))
+    check.function(f, "f", "of the unknowns")
+    max_steps = check.count(max_steps, "max_steps")
+    if tol is not None:
+        check.within(tol, "tol", least=0)
     x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), x0)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(x0)):
         raise ValueError(f"x0 must be floating point, got {[str(leaf.dtype) for leaf in jax.tree.leaves(x0)]}")
@@ -227,6 +222,11 @@ def fixed_point(
     if jax.tree.structure(out) != jax.tree.structure(x0) or kinds(out) != kinds(x0):
         raise ValueError(f"f must return what it is given: {jax.tree.map(jnp.shape, x0)}, got {out}")
 
+    return _solve(f, x0, method, tol, max_steps, adjoint, linear_solver, history)
+
+
+@program
+def _solve(f, x0, method, tol, max_steps, adjoint, linear_solver, history):
     flat0, restore = _flatten(x0)
     flat_f = lambda v: _flatten(f(restore(v)))[0].astype(v.dtype)
     eps = float(jnp.finfo(flat0.dtype).eps)

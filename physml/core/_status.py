@@ -1,7 +1,7 @@
 """What can only be known at run time is a status in the result, and `.check()` raises it outside jit."""
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ class Status(eqx.Module):
         """
         if is_traced(self.code):
             raise ValueError("check() reads numbers: call it outside jit, on the result")
-        codes, steps = np.atleast_1d(self.code), np.atleast_1d(self.step)
+        codes, steps = np.atleast_1d(_here(self.code)), np.atleast_1d(_here(self.step))
         bad = np.argwhere(codes > Code.precision_limited)
         if len(bad) == 0:
             return self
@@ -91,3 +91,30 @@ class Status(eqx.Module):
 def status(code: Any = Code.ok, step: Any = 0) -> Status:
     """A `Status` of int32 arrays."""
     return Status(jnp.asarray(code, jnp.int32), jnp.asarray(step, jnp.int32))
+
+
+def _here(array: Array) -> np.ndarray:
+    """The entries that this process holds, of an array that may be spread over several."""
+    if getattr(array, "is_fully_addressable", True):
+        return np.asarray(array)
+    return np.concatenate([np.ravel(shard.data) for shard in array.addressable_shards])
+
+
+C = TypeVar("C", bound="Checked")
+
+
+class Checked(eqx.Module):
+    """A result with a `status`, whose `check()` raises when the run failed and returns the result when it did not.
+
+    A class says what it is the result of (`computation`) and what its status counts (`counted`).
+    """
+
+    computation: ClassVar[str] = "run"
+    counted: ClassVar[str] = "step"
+
+    status: eqx.AbstractVar[Status]
+
+    def check(self: C) -> C:
+        """Raise `Failure` with the reason if the run failed; return self otherwise. Outside jit, where it is known."""
+        self.status.check(self.computation, lambda step: f"{self.counted} {step}")
+        return self

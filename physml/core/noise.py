@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from physml.core.check import known
 from physml.core.types import Key
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -45,6 +46,20 @@ def check_key(key: Any) -> None:
     """Raise a `ValueError` unless `key` is one typed key."""
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
         raise ValueError(f"key must be one typed key, jax.random.key(seed); got {type(key).__name__} {key!r:.60}")
+
+
+def lanes(first: Any, count: int | None = None) -> Array:
+    """Lane `first`, or the `count` lanes from there on, as uint32.
+
+    **Errors.** `ValueError` for what is no lane: a negative number, or one of more than 32 bits.
+    """
+    value = known(first)
+    if value is None:
+        first = jnp.asarray(first).astype(jnp.uint32)
+        return first if count is None else first + jnp.arange(count, dtype=jnp.uint32)
+    if value.dtype.kind not in "iu" or value.min() < 0 or value.max() + (count or 1) > 2**32:
+        raise ValueError(f"a lane is an integer from 0 to 2^32 - 1, got {first!r}")
+    return jnp.asarray(value.astype(np.uint32) if count is None else (value + np.arange(count)).astype(np.uint32))
 
 
 def step_key(key: Key, step: Any) -> Array:

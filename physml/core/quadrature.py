@@ -1,13 +1,13 @@
-r"""Gaussian averages $\int Dz\, f(z)$ by Gauss-Hermite quadrature."""
+r"""Nodes and weights: Gauss and Hermite for Gaussian averages, Gauss and Legendre, the trapezoid rule."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
+
+from physml.core.check import count
 
 
 @functools.lru_cache(maxsize=64)
@@ -25,28 +25,41 @@ def gauss_hermite(n: int, dtype: Any = None) -> tuple[Array, Array]:
 
     Computed once on the host in float64. `dtype`: of the returned arrays, jax's default float if None.
     """
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"gauss_hermite needs n >= 1 nodes, an integer; got {n!r}")
-    nodes, weights = _rule(n)
+    nodes, weights = _rule(count(n, "n"))
     return jnp.asarray(nodes, dtype or float), jnp.asarray(weights, dtype or float)
 
 
-def gaussian_average(f: Callable[..., PyTree], n: int = 64, *, dims: int = 1, dtype: Any = None) -> PyTree:
-    r"""$\int Dz_1 \cdots Dz_k\, f(z_1, \dots, z_k)$ on a product grid of $n^k$ nodes.
+def gauss_hermite_grid(n: int, dims: int, dtype: Any = None) -> tuple[Array, Array]:
+    r"""The product rule of $n^k$ nodes (n^k, k) and weights (n^k,) for $\int Dz_1 \cdots Dz_k$, k = `dims`."""
+    count(dims, "dims")
+    z, w = gauss_hermite(n, dtype)
+    product = lambda v: jnp.stack(jnp.meshgrid(*[v] * dims, indexing="ij"), -1).reshape(-1, dims)
+    return product(z), jnp.prod(product(w), axis=-1)
 
-    `f` takes `dims` numbers and returns a pytree; it is mapped over the grid. Converges geometrically for
-    analytic f and slowly across kinks: use more nodes, or an exact split, for tanh at low temperature and for
-    ReLU.
-    """
-    if dims < 1:
-        raise ValueError(f"gaussian_average needs dims >= 1 numbers, got dims={dims}")
-    nodes, weights = gauss_hermite(n, dtype)
-    axes = jnp.meshgrid(*[nodes] * dims, indexing="ij")
-    weight = functools.reduce(jnp.multiply, jnp.meshgrid(*[weights] * dims, indexing="ij")).ravel()
-    values = jax.vmap(f)(*[axis.ravel() for axis in axes])
 
-    def average(v):
-        v = v if jnp.issubdtype(v.dtype, jnp.inexact) else v.astype(weight.dtype)
-        return jnp.tensordot(weight.astype(v.dtype), v, 1)
+def gauss_legendre(n: int, low: float = 0.0, high: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    r"""Nodes and weights of $\int_a^b f(x)\,dx$, exact for polynomials of degree 2n - 1: NumPy arrays (n,)."""
+    x, w = np.polynomial.legendre.leggauss(count(n, "n"))
+    return low + (high - low) * (x + 1) / 2, (high - low) * w / 2
 
-    return jax.tree.map(average, values)
+
+def gauss_legendre_panels(edges: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """`gauss_legendre` on each of the panels between neighbouring edges (m + 1,): arrays (m n,)."""
+    x, w = gauss_legendre(n)
+    length = np.diff(edges)[:, None]
+    return (edges[:-1, None] + length * x).ravel(), (length * w).ravel()
+
+
+def trapezoid_weights(k: Any, size: int, h: Any, dtype: Any) -> Array:
+    """Weights (size,) of an integral from node 0 to node k of a grid of step h; 0 beyond it. k may be traced."""
+    index = jnp.arange(size, dtype=jnp.int32)
+    inner = jnp.where((index == 0) | (index == k), 0.5, 1.0)
+    return jnp.where((index <= k) & (k > 0), h * inner, 0.0).astype(dtype)
+
+
+def trapezoid_matrix(steps: int, h: float, dtype: Any) -> Array:
+    """(steps + 1, steps + 1): row k holds `trapezoid_weights` of an integral from node 0 to node k."""
+    index = np.arange(steps + 1)
+    inner = np.where((index[None, :] == 0) | (index[None, :] == index[:, None]), 0.5, 1.0)
+    causal = (index[None, :] <= index[:, None]) & (index[:, None] > 0)
+    return jnp.asarray(np.where(causal, h * inner, 0.0), dtype)

@@ -13,7 +13,7 @@ from physml.hopfield.learning.perceptron import (
     messages as messages,
 )
 from physml.hopfield.learning.variational import (
-    divergence as divergence,
+    kl_divergence as kl_divergence,
     learn as learn,
     log_likelihood as log_likelihood,
     margins as margins,
@@ -57,3 +57,4 @@ from physml.hopfield.spins.patterns import (
     pseudo_inverse as pseudo_inverse,
     random_patterns as random_patterns,
 )
+from physml.hopfield.theory.network import MemoryNetwork as MemoryNetwork, Overlap as Overlap

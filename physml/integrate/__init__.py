@@ -12,3 +12,4 @@ from physml.integrate.methods import (
     Milstein as Milstein,
 )
 from physml.integrate.simulate import Trajectory as Trajectory, ensemble as ensemble, integrate as integrate
+from physml.integrate.stepping import rk4 as rk4

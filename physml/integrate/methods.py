@@ -19,26 +19,14 @@ from typing import Any, ClassVar, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
+from physml.core.program import program
+from physml.core.tree import add, plus
 from physml.core.types import is_traced
 from physml.integrate.dynamics import Dynamics, apply_noise, like, noise_kind
-
-
-def add(x: PyTree, *terms: tuple[Any, PyTree]) -> PyTree:
-    """x + sum of scale * y over the pairs (scale, y), leaf by leaf in the dtype of x."""
-
-    def one(leaf, *ys):
-        for (scale, _), y in zip(terms, ys, strict=True):
-            leaf = leaf + jnp.asarray(scale, leaf.dtype) * jnp.asarray(y, leaf.dtype)
-        return leaf
-
-    return jax.tree.map(one, x, *[y for _, y in terms])
-
-
-def plus(x: PyTree, *others: PyTree) -> PyTree:
-    """The sum of pytrees like x."""
-    return add(x, *[(1.0, other) for other in others])
+from physml.integrate.stepping import rk4
 
 
 class AbstractMethod(eqx.Module):
@@ -171,12 +159,7 @@ class RK4(AbstractMethod):
     calculus = "ode"
 
     def step(self, dynamics, t, h, x, xi, args):
-        f = dynamics.drift
-        k1 = f(t, x, args)
-        k2 = f(t + 0.5 * h, add(x, (0.5 * h, k1)), args)
-        k3 = f(t + 0.5 * h, add(x, (0.5 * h, k2)), args)
-        k4 = f(t + h, add(x, (h, k3)), args)
-        return add(x, (h / 6, k1), (h / 3, k2), (h / 3, k3), (h / 6, k4))
+        return rk4(lambda t, x: dynamics.drift(t, x, args), t, x, h)
 
 
 class Leapfrog(AbstractMethod):
@@ -201,32 +184,32 @@ class Leapfrog(AbstractMethod):
             raise ValueError(f"Leapfrog needs a state (q, p); got {jax.tree.structure(x)}")
         q, p = x
         for name, fixed, moved, part in (("dq/dt", p, q, 0), ("dp/dt", q, p, 1)):
-            pair = (lambda z, w: (z, w)) if part == 0 else (lambda z, w: (w, z))
-            rate = lambda m: dynamics.drift(t, pair(m, fixed), args)[part]  # noqa: B023
-            if _varies(rate, moved):
+            if _varies(_Part(dynamics.drift, part), (t, fixed), moved, (args,)):
                 raise ValueError(f"Leapfrog needs q' = v(p), p' = F(q); {name} depends on {'qp'[part]} here")
 
 
-def _probe(function: Any, x: PyTree, seed: int = 0) -> tuple[PyTree, PyTree]:
-    """A random direction and the derivative of `function` at x along it."""
-    leaves, treedef = jax.tree.flatten(x)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    draws = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    along = jax.tree.unflatten(treedef, draws)
-    return along, jax.jvp(function, (x,), (along,))[1]
+def _direction(x: PyTree, seed: int) -> PyTree:
+    """A random pytree like x."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape).astype(leaf.dtype)), x)
 
 
-def _varies(function: Any, x: PyTree) -> bool:
-    """Whether `function` has a nonzero derivative at x; False while its value is only traced."""
-    slope = _probe(function, x)[1]
+@program
+def _slope(function: Any, before: tuple, x: PyTree, after: tuple, along: PyTree) -> PyTree:
+    """The derivative of `function(*before, x, *after)` by x along a direction."""
+    return jax.jvp(lambda x: function(*before, x, *after), (x,), (along,))[1]
+
+
+def _varies(function: Any, before: tuple, x: PyTree, after: tuple) -> bool:
+    """Whether `function` has a nonzero derivative by x; False while its value is only traced."""
+    slope = _slope(function, before, x, after, _direction(x, 0))
     leaves = [leaf for leaf in jax.tree.leaves(slope) if leaf.dtype != jax.dtypes.float0]  # float0: of an integer
-    return not is_traced(leaves) and any(bool(jnp.any(leaf != 0)) for leaf in leaves)
+    return not is_traced(leaves) and any((np.asarray(leaf) != 0).any() for leaf in leaves)
 
 
 def depends_on_state(dynamics: Dynamics, t: Any, x: PyTree, args: Any) -> bool:
     """Whether the noise amplitude changes with x at (t, x)."""
-    noise = dynamics.noise
-    return noise is not None and _varies(lambda x: noise(t, x, args), x)
+    return dynamics.noise is not None and _varies(dynamics.noise, (t,), x, (args,))
 
 
 def check_elementwise(dynamics: Dynamics, t: Any, x: PyTree, args: Any) -> None:
@@ -237,16 +220,37 @@ def check_elementwise(dynamics: Dynamics, t: Any, x: PyTree, args: Any) -> None:
     noise = dynamics.noise
     if noise is None or noise_kind(jax.eval_shape(noise, t, x, args), x) != "diagonal":
         return
-    amplitude = lambda x: like(noise(t, x, args), x)
-    (u, ju), (v, jv) = _probe(amplitude, x, 1), _probe(amplitude, x, 2)
-    one, other = jax.tree.map(jnp.multiply, u, jv), jax.tree.map(jnp.multiply, v, ju)
-    if is_traced((one, other)):
+    u, v = _direction(x, 1), _direction(x, 2)
+    ju, jv = (_slope(_Like(noise), (t,), x, (args,), along) for along in (u, v))
+    if is_traced((ju, jv)):
         return
+    product = lambda a, b: np.asarray(a) * np.asarray(b)
+    one, other = jax.tree.map(product, u, jv), jax.tree.map(product, v, ju)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        size = float(jnp.max(jnp.abs(a), initial=0.0))
+        size = float(np.max(np.abs(a), initial=0.0))
         # Infinite derivatives (a square root at zero) say nothing about coupling.
-        if not bool(jnp.allclose(a, b, rtol=1e-3, atol=1e-3 * size, equal_nan=True)):
+        if not np.allclose(a, b, rtol=1e-3, atol=1e-3 * size, equal_nan=True):
             raise ValueError(
                 "diagonal noise must be elementwise (entry i a function of x_i alone) where its derivative "
                 "is needed; return Matrix(jnp.diag(g)) for an amplitude that couples entries"
             )
+
+
+class _Like(eqx.Module):
+    """An amplitude of noise in the shape of the state."""
+
+    noise: Any
+
+    def __call__(self, t, x, args):
+        return like(self.noise(t, x, args), x)
+
+
+class _Part(eqx.Module):
+    """One half of the drift of a pair (q, p), as a function of the other coordinate alone."""
+
+    drift: Any
+    part: int = eqx.field(static=True)
+
+    def __call__(self, t, fixed, moved, args):
+        pair = (moved, fixed) if self.part == 0 else (fixed, moved)
+        return self.drift(t, pair, args)[self.part]

@@ -1,17 +1,17 @@
 """`integrate` one system, `ensemble` many: the loop over time around a method's step."""
 
-from typing import Any
+from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import Array, PyTree
 
-from physml.core import noise
-from physml.core._status import Code, Status, status
+from physml.core import check, noise
+from physml.core._status import Checked, Code, Status, status
 from physml.core.loops import march
+from physml.core.program import program
 from physml.core.progress import progress_bar
 from physml.core.types import Key, is_traced, widest
 from physml.integrate.adaptive import Diffrax
@@ -19,7 +19,7 @@ from physml.integrate.dynamics import Dynamics, brownian_like
 from physml.integrate.methods import RK4, AbstractMethod, EulerMaruyama, check_elementwise
 
 
-class Trajectory(eqx.Module):
+class Trajectory(Checked):
     """What a simulation saw.
 
     `ts` (saved,): the saved times, the first and the last of the simulation among them. `xs`: the states, a
@@ -27,14 +27,11 @@ class Trajectory(eqx.Module):
     with the step by which a state was no longer finite.
     """
 
+    computation: ClassVar[str] = "integrate"
+
     ts: Array
     xs: PyTree
     status: Status
-
-    def check(self) -> "Trajectory":
-        """Raise `Failure` if a path diverged; return self otherwise."""
-        self.status.check("integrate", lambda step: f"step {step}")
-        return self
 
 
 def integrate(
@@ -71,11 +68,11 @@ def integrate(
     ```
     """
     x0, ts, method = _validate(dynamics, x0, ts, key, args, method, save_every)
-    args, lane = _as_args(args), jnp.asarray(lane, jnp.uint32)
+    args, lane = _as_args(args), noise.lanes(lane)
     if isinstance(method, Diffrax):
         return _diffrax(dynamics, method, x0, ts, key, args, lane, save_every)
     run = lambda x, ts, first, every: _march(dynamics, method, x, ts, key, args, lane, first, every, checkpoint, False)
-    return _trajectory(*_in_pieces(run, x0, ts, save_every, progress), x0, ts, save_every, 0)
+    return _trajectory(*_in_pieces(run, x0, ts, save_every, progress), x0, ts, save_every, False)
 
 
 def ensemble(
@@ -112,16 +109,16 @@ def ensemble(
     _, ts, method = _validate(dynamics, one, ts, key, args, method, save_every)
     _check_finite(x0)
     args = _as_args(args)
-    lanes = jnp.asarray(first_lane, jnp.uint32) + jnp.arange(paths, dtype=jnp.uint32)
+    lanes = noise.lanes(first_lane, paths)
     if isinstance(method, Diffrax):
         solve = lambda x, lane: _diffrax(dynamics, method, x, ts, key, args, lane, save_every)
         out = jax.vmap(solve)(x0, lanes)
         return Trajectory(out.ts[0], jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), out.xs), out.status)
     run = lambda x, ts, first, every: _march(dynamics, method, x, ts, key, args, lanes, first, every, checkpoint, True)
-    return _trajectory(*_in_pieces(run, x0, ts, save_every, progress), x0, ts, save_every, 1)
+    return _trajectory(*_in_pieces(run, x0, ts, save_every, progress), x0, ts, save_every, True)
 
 
-@eqx.filter_jit
+@program
 def _march(dynamics, method, x0, ts, key, args, lanes, first, save_every, checkpoint, batched):
     """All steps of `ts`, compiled: the last state and the saved ones."""
     steps = len(ts) - 1
@@ -171,20 +168,21 @@ def _in_pieces(run, x0, ts, save_every, progress, pieces=50):
     return x, jax.tree.map(lambda *parts: jnp.concatenate(parts)[thin - 1 :: thin], *saved)
 
 
-def _trajectory(x, xs, x0, ts, save_every, event_axis):
+@program
+def _trajectory(x, xs, x0, ts, save_every, batched):
     """Put x0 in front of the saved states and find the first that is not finite.
 
     A state that is not finite stays so under every method here, so looking at saved states misses nothing.
     """
     xs = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), x0, xs)
-    finite = [jnp.isfinite(leaf).all(tuple(range(1 + event_axis, leaf.ndim))) for leaf in jax.tree.leaves(xs)]
+    finite = [jnp.isfinite(leaf).all(tuple(range(2 if batched else 1, leaf.ndim))) for leaf in jax.tree.leaves(xs)]
     bad = ~jnp.stack(finite).all(0)
     failed = bad.any(0)
     step = jnp.where(failed, bad.argmax(0) * save_every, len(ts) - 1)
     return Trajectory(ts[::save_every], xs, status(jnp.where(failed, Code.diverged, Code.ok), step))
 
 
-@eqx.filter_jit
+@program
 def _diffrax(dynamics, method, x0, ts, key, args, lane, save_every):
     xs, code, step = method.solve(dynamics, x0, ts, key=key, args=args, lane=lane, save_every=save_every)
     return Trajectory(ts[::save_every], xs, status(code, step))
@@ -231,18 +229,16 @@ def _check_finite(x0):
 
 def _validate(dynamics, x0, ts, key, args, method, save_every):
     """Everything that can be said before compiling."""
-    if not isinstance(dynamics, Dynamics):
-        raise ValueError(f"dynamics must be a physml.integrate.Dynamics, got {type(dynamics).__name__}")
+    check.instance(dynamics, "dynamics", Dynamics, "Dynamics(drift, noise)")
     if method is None:
         method = RK4() if dynamics.noise is None else EulerMaruyama()
-    if not isinstance(method, AbstractMethod | Diffrax):
-        raise ValueError(f"method must be EulerMaruyama(), Heun(), ..., or Diffrax(...); got {method!r}")
+    check.instance(method, "method", (AbstractMethod, Diffrax), "EulerMaruyama(), Heun(), ..., or Diffrax(...)")
     if not jax.tree.leaves(x0):
         raise ValueError("x0 has no arrays")
     x0 = jax.tree.map(_as_state, x0)
     _check_finite(x0)
-    real = widest(*[leaf.real.dtype for leaf in jax.tree.leaves(x0)])
-    ts = jnp.asarray(ts).astype(real)
+    real = widest(*[jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(x0)])
+    ts = jnp.asarray(ts if is_traced(ts) else np.asarray(ts, real)).astype(real)
     if ts.ndim != 1 or len(ts) < 1:
         raise ValueError(f"ts must be a vector of times, (steps + 1,); got shape {ts.shape}")
     steps = len(ts) - 1
@@ -254,8 +250,7 @@ def _validate(dynamics, x0, ts, key, args, method, save_every):
                 f"ts must increase (in {ts.dtype}); got ts[{at}:{at + 2}] = {np.asarray(ts)[at : at + 2]}. "
                 "To run backwards, negate the drift"
             )
-    if not isinstance(save_every, int) or save_every < 1 or steps % save_every:
-        raise ValueError(f"save_every must be a positive divisor of the {steps} steps; got {save_every}")
+    check.count(save_every, "save_every", divides=steps)
     if dynamics.noise is None:
         if key is not None:
             noise.check_key(key)
@@ -263,18 +258,19 @@ def _validate(dynamics, x0, ts, key, args, method, save_every):
         raise ValueError("the dynamics has noise: pass key=jax.random.key(seed)")
     else:
         noise.check_key(key)
-    _check_shapes(dynamics, x0, ts, args)
+    start = ts[0] if is_traced(ts) else jnp.asarray(np.asarray(ts)[0])
+    _check_shapes(dynamics, x0, start, args)
     if isinstance(method, AbstractMethod):
         if method.calculus == "ode" and dynamics.noise is not None:
             raise ValueError(f"{type(method).__name__} is for ODEs; with noise use EulerMaruyama, Heun, SRA1, ...")
-        method.validate(dynamics, ts[0], x0, args)
+        method.validate(dynamics, start, x0, args)
         if method.calculus in ("ito", "stratonovich") and method.calculus != dynamics.calculus:
-            check_elementwise(dynamics, ts[0], x0, args)
+            check_elementwise(dynamics, start, x0, args)
     return x0, ts, method
 
 
-def _check_shapes(dynamics, x0, ts, args):
-    out = jax.eval_shape(dynamics.drift, ts[0], x0, args)
+def _check_shapes(dynamics, x0, t, args):
+    out = jax.eval_shape(dynamics.drift, t, x0, args)
     shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]
     if jax.tree.structure(out) != jax.tree.structure(x0) or shapes(out) != shapes(x0):
         raise ValueError(
@@ -285,6 +281,6 @@ def _check_shapes(dynamics, x0, ts, args):
     if any(jnp.iscomplexobj(f) and not jnp.iscomplexobj(x) for f, x in pairs):
         raise ValueError("the drift of a real state is complex: make x0 complex, or take the real part")
     if dynamics.noise is not None:
-        like = brownian_like(jax.eval_shape(dynamics.noise, ts[0], x0, args), x0)
+        like = brownian_like(jax.eval_shape(dynamics.noise, t, x0, args), x0)
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(like)):
             raise ValueError("noise acts on real states; write a complex one as its real and imaginary parts")

@@ -89,4 +89,4 @@ from physml.matching.sampling.flow import (
     sample_sde as sample_sde,
     sample_sde_batch as sample_sde_batch,
 )
-from physml.matching.sampling.likelihood import divergence as divergence, log_prob as log_prob
+from physml.matching.sampling.likelihood import log_prob as log_prob

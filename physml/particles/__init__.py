@@ -108,3 +108,11 @@ from physml.particles.theory.linear import (
     integrated_time as integrated_time,
     stationary_covariance as stationary_covariance,
 )
+from physml.particles.theory.systems import (
+    CoulombGas as CoulombGas,
+    Covariance as Covariance,
+    MeanFieldParticles as MeanFieldParticles,
+    Moments as Moments,
+    QuadraticChains as QuadraticChains,
+    Virial as Virial,
+)

@@ -1,4 +1,4 @@
-"""Gaussian averages with closed forms."""
+"""Quadrature rules against closed forms."""
 
 import math
 
@@ -6,9 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
-from physml.core import gauss_hermite, gaussian_average
+from physml.core import (
+    gauss_hermite,
+    gauss_hermite_grid,
+    gauss_legendre,
+    gauss_legendre_panels,
+    trapezoid_matrix,
+    trapezoid_weights,
+)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 20, 200])
@@ -23,39 +29,41 @@ def test_moments_are_exact_up_to_degree_2n_minus_1(n):
         np.testing.assert_allclose(math.prod(range(1, 2 * n, 2)) - w @ z ** (2 * n), math.factorial(n), rtol=1e-10)
 
 
-def test_closed_forms():
-    """Characteristic function e^{-t^2/2}, and the derivative of an average with respect to a parameter."""
-    with jax.enable_x64(True):
-        t = jnp.asarray(1.7)
-        out = gaussian_average(lambda z: {"cos": jnp.cos(t * z), "v": jnp.stack([z, z**2])})
-        np.testing.assert_allclose(out["cos"], math.exp(-(1.7**2) / 2), rtol=1e-13)
-        np.testing.assert_allclose(out["v"], [0, 1], atol=1e-13)
-        slope = jax.grad(lambda t: gaussian_average(lambda z: jnp.cos(t * z)))(t)
-        np.testing.assert_allclose(slope, -1.7 * math.exp(-(1.7**2) / 2), rtol=1e-12)
-
-
-def test_two_dimensions():
+def test_product_rule_of_correlated_gaussians():
     """Correlated Gaussians x = z1, y = c z1 + s z2: <x^2 y^2> = 1 + 2 c^2, and Grothendieck's <sin sin>."""
     c = 0.6
     s = math.sqrt(1 - c * c)
-    average = lambda f: gaussian_average(lambda a, b: f(a, c * a + s * b), 20, dims=2)
-    np.testing.assert_allclose(average(lambda x, y: x**2 * y**2), 1 + 2 * c**2, rtol=1e-5)
-    np.testing.assert_allclose(average(lambda x, y: jnp.sin(x) * jnp.sin(y)), math.exp(-1) * math.sinh(c), rtol=1e-5)
+    z, w = map(np.asarray, gauss_hermite_grid(20, 2))
+    assert z.shape == (400, 2) and w.shape == (400,)
+    x, y = z[:, 0], c * z[:, 0] + s * z[:, 1]
+    np.testing.assert_allclose(w @ (x**2 * y**2), 1 + 2 * c**2, rtol=1e-5)
+    np.testing.assert_allclose(w @ (np.sin(x) * np.sin(y)), math.exp(-1) * math.sinh(c), rtol=1e-5)
 
 
-def test_events_have_probabilities():
-    """f may return integers or booleans: nodes on either side of zero weigh the same."""
-    np.testing.assert_allclose(gaussian_average(lambda z: z > 0.0, 20), 0.5, rtol=1e-6)
-    np.testing.assert_allclose(gaussian_average(lambda z: jnp.sign(z).astype(int) + 3, 20), 3.0, rtol=1e-6)
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_gauss_legendre_is_exact_up_to_degree_2n_minus_1(n):
+    x, w = gauss_legendre(n, -0.3, 1.7)
+    for degree in range(2 * n):
+        exact = (1.7 ** (degree + 1) - (-0.3) ** (degree + 1)) / (degree + 1)
+        np.testing.assert_allclose(w @ x**degree, exact, rtol=1e-12)
+    x, w = gauss_legendre_panels(np.asarray([-0.3, 0.1, 1.0, 1.7]), n)
+    assert x.shape == (3 * n,) and np.all(np.diff(x) > 0)
+    np.testing.assert_allclose(w @ x, (1.7**2 - 0.3**2) / 2, rtol=1e-12)
+
+
+def test_trapezoid_weights():
+    h, steps = 0.25, 6
+    matrix = np.asarray(trapezoid_matrix(steps, h, jnp.float32))
+    f = np.arange(steps + 1) ** 2.0
+    for k in range(steps + 1):
+        np.testing.assert_allclose(matrix[k] @ f, np.trapezoid(f[: k + 1], dx=h), rtol=1e-6)
+        np.testing.assert_array_equal(trapezoid_weights(jnp.int32(k), steps + 1, h, jnp.float32), matrix[k])
 
 
 def test_dtypes():
     assert gauss_hermite(3)[0].dtype == jnp.float32
     assert gauss_hermite(3, jnp.float16)[1].dtype == jnp.float16
-    assert gaussian_average(jnp.tanh, 8).dtype == jnp.float32
-    assert gaussian_average(lambda z: jnp.exp(lax.complex(0.0 * z, z)), 30).dtype == jnp.complex64
-    with jax.enable_x64(True):
-        assert gaussian_average(jnp.tanh, 8, dtype=jnp.float32).dtype == jnp.float32
+    assert gauss_hermite_grid(3, 2, jnp.float16)[0].dtype == jnp.float16
 
 
 def test_errors():
@@ -64,4 +72,4 @@ def test_errors():
         with pytest.raises((ValueError, TypeError), match=str(n)):
             gauss_hermite(n)
     with pytest.raises(ValueError, match="dims"):
-        gaussian_average(jnp.tanh, 8, dims=0)
+        gauss_hermite_grid(8, 0)

@@ -23,9 +23,6 @@ class Cubic(AbstractModel):
     def update(self, order, noise=None):
         return {"x": order["x"] + self.p + self.q * order["x"] - order["x"] ** 3, "y": order["x"] ** 2}
 
-    def finite_n(self, n, *, key):
-        raise ValueError("none")
-
 
 def test_curve_goes_round_both_folds():
     with jax.enable_x64(True):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import physml
 from physml.core import Code, Damped, Failure
 from physml.dmft import FixedPoint, solve
 from physml.dmft.impurity.hubbard import BetheHubbard
@@ -152,7 +153,7 @@ def test_errors_and_states():
     with pytest.raises(ValueError, match="cutoff=4096"):
         BetheHubbard(beta=500.0)
     with pytest.raises(ValueError, match="no finite system"):
-        BetheHubbard().finite_n(10, key=jax.random.key(0))
+        physml.compare(BetheHubbard(), 10, key=jax.random.key(0))
     short = solve(BetheHubbard(), scheme=FixedPoint(Damped(1.0), max_steps=2))
     assert short.status.code == Code.not_converged
     model, order = BetheHubbard(), short.order

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from physml.core._status import Code, Failure
 from physml.hopfield.learning.perceptron import examples_of, flipped
-from physml.hopfield.learning.variational import divergence, learn, log_likelihood, margins
+from physml.hopfield.learning.variational import kl_divergence, learn, log_likelihood, margins
 from physml.hopfield.theory.variational import variational_tasks
 
 N = 500
@@ -44,10 +44,10 @@ def test_divergence():
         a, b = jnp.asarray([[0.3], [-1.2]]), jnp.asarray([[0.7], [0.4]])
         p, q = (1 + jnp.tanh(a)) / 2, (1 + jnp.tanh(b)) / 2
         want = jnp.sum(p * jnp.log(p / q) + (1 - p) * jnp.log((1 - p) / (1 - q)))
-        assert abs(divergence((a,), (b,)) - want) < 1e-14
+        assert abs(kl_divergence((a,), (b,)) - want) < 1e-14
     sure = jnp.asarray([[300.0]])
-    assert abs(divergence((sure,), (0 * sure,)) - np.log(2)) < 1e-4
-    assert jnp.isfinite(jax.grad(lambda f: divergence((f,), (0 * f,)))(sure)).all()
+    assert abs(kl_divergence((sure,), (0 * sure,)) - np.log(2)) < 1e-4
+    assert jnp.isfinite(jax.grad(lambda f: kl_divergence((f,), (0 * f,)))(sure)).all()
 
 
 def test_theory_without_examples_and_with_few():

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from physml.core.quadrature import gauss_hermite
+from physml.core.quadrature import gauss_hermite_grid
 from physml.core.types import Key
 
 
@@ -50,12 +50,8 @@ class Quadrature(AbstractAverage):
             raise ValueError(
                 f"quadrature serves noise of at most 3 numbers, this model's has shape {shape}: MonteCarlo"
             )
-        z, w = gauss_hermite(self.nodes, dtype)
-        if shape == ():
-            return Sample(z, w)
-        grid = jnp.stack(jnp.meshgrid(*[z] * size, indexing="ij"), -1).reshape(-1, size)
-        weight = jnp.prod(jnp.stack(jnp.meshgrid(*[w] * size, indexing="ij"), -1).reshape(-1, size), -1)
-        return Sample(grid, weight)
+        grid, weight = gauss_hermite_grid(self.nodes, size, dtype)
+        return Sample(grid.reshape(-1, *shape), weight)
 
 
 class MonteCarlo(AbstractAverage):

@@ -8,16 +8,15 @@ Heun's rule with trapezoidal integrals of the memory: second order in dt, weakly
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
 from physml.core._status import Code
+from physml.core.quadrature import trapezoid_matrix
 from physml.core.types import Scalar
 from physml.dmft.equations.covariance import root
 
@@ -40,14 +39,6 @@ def grid_steps(t_max: float, dt: float) -> int:
     if steps == 0 or t_max <= 0 or abs(t_max / dt - steps) > 1e-6 * steps:
         raise ValueError(f"dt must be positive and divide t_max, got dt={dt}, t_max={t_max}")
     return steps
-
-
-def trapezoid(steps: int, dt: float, dtype: Any) -> Array:
-    """(k, k): row i holds the weights of an integral from 0 to t_i."""
-    index = np.arange(steps + 1)
-    inner = np.where((index[None, :] == 0) | (index[None, :] == index[:, None]), 0.5, 1.0)
-    causal = (index[None, :] <= index[:, None]) & (index[:, None] > 0)
-    return jnp.asarray(np.where(causal, dt * inner, 0.0), dtype)
 
 
 def site_paths(
@@ -73,7 +64,7 @@ def site_paths(
     average out in integrals. **Cost.** 4 k^2 multiplications a sample; the gradient holds 3 k^2 numbers a sample.
     """
     size, samples = field.shape
-    weight = trapezoid(size - 1, dt, field.dtype)
+    weight = trapezoid_matrix(size - 1, dt, field.dtype)
     kernel = weight * memory
     own, c = jnp.diag(kernel), jnp.asarray(common, field.dtype)
     earlier = jnp.tril(kernel, -1)
@@ -132,7 +123,7 @@ def respond(path: Callable[[Array], Array], signs: Array, dt: float) -> tuple[Ar
     """
     size, n = signs.shape
     x, moved = jax.jvp(path, (jnp.zeros_like(signs),), (signs,))
-    weight = trapezoid(size - 1, dt, x.dtype)
+    weight = trapezoid_matrix(size - 1, dt, x.dtype)
     return x, jnp.tril(moved @ signs.T / (n * jnp.where(weight > 0, weight, 1.0)), -1)
 
 

@@ -69,9 +69,13 @@ class AbstractModel(eqx.Module):
     def update(self, order: Any, noise: Any) -> Any:
         """The site averages in the field of `order`; `noise` is a `Sample`, or None where nothing is averaged."""
 
-    @abc.abstractmethod
-    def finite_n(self, n: int, *, key: Key) -> Any:
-        """The same order parameters, measured in a system of n degrees of freedom."""
+    def theory(self, *, key: Key | None = None) -> "Solution":
+        """`solve` with the model's own scheme and average: one side of `physml.compare`.
+
+        The other is a method `finite_n(n, *, key)`: the same order parameters, measured in a system of n degrees of
+        freedom. A model without one says so in its docstring.
+        """
+        return solve(self, key=key)
 
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of the noise of one site."""

@@ -11,10 +11,10 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
 from physml.core.float64 import in_float64
+from physml.core.roots import bracketed
 from physml.core.types import Scalar, is_traced
 from physml.dmft.gaussian.infinite_width import check_variances
 from physml.dmft.gaussian.pairs import Activation, activation, moment, pair_average, pair_slope
@@ -37,23 +37,6 @@ class Phase(eqx.Module):
     correlation: Array
     chi: Array
     depth: Array
-
-
-def _root(f, low, high, logarithmic):
-    """Where f falls through 0 between low and high, by bisection, with the derivative of the implicit function."""
-    middle = (lambda a, b: jnp.sqrt(a * b)) if logarithmic else (lambda a, b: 0.5 * (a + b))
-
-    def search(f, _):
-        def halve(ends, _):
-            a, b = ends
-            m = middle(a, b)
-            above = f(m) > 0
-            return (jnp.where(above, m, a), jnp.where(above, b, m)), None
-
-        (a, b), _ = lax.scan(halve, (low, high), length=60)
-        return middle(a, b)
-
-    return lax.custom_root(f, middle(low, high), search, lambda g, y: y / g(jnp.ones_like(y)))
 
 
 def _homogeneous(phi) -> bool:
@@ -100,7 +83,7 @@ def _edge(bias_var, *, phi):
         return bias_var + square / slope - q * (1 - 8 * jnp.finfo(q.dtype).eps)
 
     low, high = jnp.asarray(LOWEST), jnp.asarray(HIGHEST)
-    q = _root(gain, low, high, True)
+    q = bracketed(gain, low, high, logarithmic=True)
     found = (gain(high) < 0) & (gain(low) > 0)
     return jnp.where(found, 1 / _moments(phi, q)[1], jnp.nan), q
 
@@ -124,13 +107,13 @@ def correlation_depth(phi: Activation, weight_var: Scalar, bias_var: Scalar = 0.
 def _phase(weight_var, bias_var, *, phi, nodes):
     gain = lambda q: weight_var * _moments(phi, q)[0] + bias_var - q
     low, high = jnp.asarray(LOWEST), jnp.asarray(HIGHEST)
-    q = _root(gain, low, high, True)
+    q = bracketed(gain, low, high, logarithmic=True)
     q = jnp.where((gain(high) < 0) & (gain(low) > -LOWEST), q, jnp.nan)
     chi = weight_var * _moments(phi, q)[1]
     pair = lambda c: q * jnp.stack([jnp.stack([jnp.ones_like(c), c]), jnp.stack([c, jnp.ones_like(c)])])
     # The map of correlations is convex on [0, 1], so below 1 it has one fixed point if chi > 1 and none otherwise.
     step = lambda c: (weight_var * pair_average(pair(c), phi, nodes=nodes)[0, 1] + bias_var) / q - c
-    inner = _root(step, jnp.zeros_like(q), jnp.full_like(q, 1 - 1e-9), False)
+    inner = bracketed(step, jnp.zeros_like(q), jnp.full_like(q, 1 - 1e-9))
     c = jnp.where(chi > 1, inner, 1.0)
     slope = jnp.where(chi > 1, weight_var * pair_slope(pair(c), phi, nodes=nodes)[0, 1], chi)
     return Phase(q, c, chi, -1 / jnp.log(slope))

@@ -22,8 +22,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from physml.core.float64 import in_float64
+from physml.core.tree import add
 from physml.core.types import Scalar, is_traced
 from physml.dmft.gaussian.pairs import Activation, activation, check_kernel, pair_average, pair_slope
+from physml.integrate import rk4
 
 
 def check_variances(weight_var: Any, bias_var: Any) -> None:
@@ -159,20 +161,8 @@ def _residual(Kx, weight_var, bias_var, time, *, depth, phi, steps, nodes, tange
             return branch, jnp.zeros_like(theta)
         return branch, branch + weight_var * pair_slope(K, phi, nodes=nodes) * theta
 
-    add = lambda pair, slope, h: jax.tree.map(lambda a, b: a + h * b, pair, slope)
-
-    def euler(pair, _):
-        return add(pair, rate(pair), time / depth), None
-
-    def runge_kutta(pair, _):
-        h = time / steps
-        k1 = rate(pair)
-        k2 = rate(add(pair, k1, h / 2))
-        k3 = rate(add(pair, k2, h / 2))
-        k4 = rate(add(pair, k3, h))
-        mean = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4)
-        return add(pair, mean, h), None
-
     if depth is None:
-        return lax.scan(runge_kutta, (Kx, Kx), length=steps)[0]
-    return lax.scan(euler, (Kx, Kx), length=depth)[0]
+        flow = lambda pair, _: (rk4(lambda _, pair: rate(pair), 0.0, pair, time / steps), None)
+        return lax.scan(flow, (Kx, Kx), length=steps)[0]
+    block = lambda pair, _: (add(pair, (time / depth, rate(pair))), None)
+    return lax.scan(block, (Kx, Kx), length=depth)[0]

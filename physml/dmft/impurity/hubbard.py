@@ -21,7 +21,8 @@ from jaxtyping import Array
 from physml.core._fixed_point import Damped
 from physml.core._status import Code
 from physml.core.float64 import in_float64
-from physml.core.types import Key, Scalar, is_traced
+from physml.core.quadrature import gauss_legendre_panels
+from physml.core.types import Scalar, is_traced
 from physml.dmft.equations.solve import AbstractModel, FixedPoint
 from physml.dmft.impurity.lehmann import lehmann
 
@@ -73,7 +74,8 @@ class BetheHubbard(AbstractModel):
     negative (Im G > 0, or G(tau) > 0) or Z leaves (0, 1]. **Cost.** Some 35 unknowns; a millisecond.
 
     There is no finite system to simulate: the lattice has infinite connectivity, and its local problem is
-    approximated, not sampled; `finite_n` says so. The second-order self-energy is exact for one impurity up to U^4,
+    approximated, not sampled. Compare with one impurity diagonalised exactly instead. The second-order self-energy is
+    exact for one impurity up to U^4,
     which tests check.
 
     **See** Georges, Kotliar, Krauth and Rozenberg, Rev. Mod. Phys. 68, 13 (1996).
@@ -165,17 +167,8 @@ class BetheHubbard(AbstractModel):
         good = (order.G.imag < 0).all() & (order.G_tau < 0).all() & (order.Z > 0) & (order.Z <= 1 + 1e-9)
         return jnp.where(good, Code.ok, Code.unphysical).astype(jnp.int32)
 
-    def finite_n(self, n: int, *, key: Key):
-        raise ValueError(
-            "BetheHubbard has no finite system: the Bethe lattice has infinite connectivity and iterated perturbation "
-            "theory replaces its local problem; compare with one impurity diagonalised exactly instead"
-        )
-
 
 def _ends(cutoff: float) -> tuple[np.ndarray, np.ndarray]:
     """Gauss's nodes and weights for [0, 1] on panels that halve towards both ends."""
-    nodes, weights = np.polynomial.legendre.leggauss(16)
-    edges = np.concatenate([[0.0], 0.5 * 2.0 ** np.arange(-np.ceil(np.log2(cutoff)), 1)])
-    x = (edges[:-1, None] + np.diff(edges)[:, None] * 0.5 * (1 + nodes[None, :])).ravel()
-    w = (np.diff(edges)[:, None] * 0.5 * weights[None, :]).ravel()
+    x, w = gauss_legendre_panels(np.concatenate([[0.0], 0.5 * 2.0 ** np.arange(-np.ceil(np.log2(cutoff)), 1)]), 16)
     return np.concatenate([x, 1 - x[::-1]]), np.concatenate([w, w[::-1]])

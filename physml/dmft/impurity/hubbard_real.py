@@ -25,7 +25,7 @@ from jaxtyping import Array
 
 from physml.core._fixed_point import Damped
 from physml.core._status import Code
-from physml.core.types import Key, Scalar, is_traced
+from physml.core.types import Scalar, is_traced
 from physml.dmft.equations.solve import AbstractModel, FixedPoint
 
 
@@ -125,9 +125,6 @@ class RealBetheHubbard(AbstractModel):
         weight = jnp.sum(order.A) * (order.w[1] - order.w[0])
         good = (order.A > -1e-6).all() & (jnp.abs(weight - 1) < 0.01)
         return jnp.where(good, Code.ok, Code.unphysical).astype(jnp.int32)
-
-    def finite_n(self, n: int, *, key: Key):
-        raise ValueError("RealBetheHubbard has no finite system: see BetheHubbard")
 
 
 def _pair(z):

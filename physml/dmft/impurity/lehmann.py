@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from physml.core.quadrature import gauss_legendre_panels
+
 
 class Lehmann(NamedTuple):
     """Poles `y` (r,), times `x` (r,) in [0, 1/2] and indices `n` (r,) of Matsubara frequencies that determine each
@@ -59,8 +61,7 @@ def _right_divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _panels(edges: np.ndarray, order: int = 24) -> np.ndarray:
-    nodes = 0.5 * (1 + np.polynomial.legendre.leggauss(order)[0])
-    return (edges[:-1, None] + np.diff(edges)[:, None] * nodes[None, :]).ravel()
+    return gauss_legendre_panels(edges, order)[0]
 
 
 @functools.lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from physml.core.types import Key, Scalar
 from physml.dmft.equations.covariance import root
+from physml.integrate import rk4
 
 
 class TrainedNetwork(eqx.Module):
@@ -66,18 +67,11 @@ class TrainedNetwork(eqx.Module):
             tau = jnp.asarray(self.momentum, dtype)
             return speed, jax.tree.map(lambda force, v: (force - v) / tau, flow(weights), speed)
 
-        def runge_kutta(state, _):
-            h = dt / substeps
-            along = lambda slope, c: jax.tree.map(lambda w, s: w + c * h * s, state, slope)
-            a = rates(state)
-            b = rates(along(a, 0.5))
-            c = rates(along(b, 0.5))
-            d = rates(along(c, 1.0))
-            return along(jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, a, b, c, d), 1.0), None
+        move = lambda state, _: (rk4(lambda _, state: rates(state), 0.0, state, dt / substeps), None)
 
         def one(state, _):
             seen = self._observe(state[0], still)
-            return lax.scan(runge_kutta, state, length=substeps)[0], seen
+            return lax.scan(move, state, length=substeps)[0], seen
 
         start: Any = (weights, () if self.momentum is None else jax.tree.map(jnp.zeros_like, weights))
         (weights, _), seen = lax.scan(one, start, length=steps)

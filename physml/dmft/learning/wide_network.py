@@ -35,6 +35,7 @@ from jax import lax
 from jaxtyping import Array
 
 from physml.core._fixed_point import Damped
+from physml.core.quadrature import trapezoid_matrix
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.equations.average import MonteCarlo, in_batches
 from physml.dmft.equations.covariance import root
@@ -296,9 +297,7 @@ class WideNetwork(AbstractModel):
         """f after the start, with momentum: its slope remembers all errors."""
         memory = self._layer_sum(self._square(Phi), self._square(G))
         fading = self._fading(Phi.dtype) * self.dt / jnp.asarray(self.momentum, Phi.dtype)
-        index = jnp.arange(self.steps + 1, dtype=jnp.int32)
-        ends = jnp.where((index[None, :] == 0) | (index[None, :] == index[:, None]), 0.5, 1.0)
-        weight = jnp.where((index[None, :] <= index[:, None]) & (index[:, None] > 0), ends, 0.0).astype(Phi.dtype)
+        weight = trapezoid_matrix(self.steps, 1.0, Phi.dtype)
         memory = memory * (weight * fading)[:, :, None, None]
         slope = lambda k, errors: jnp.einsum("sab,sb->a", memory[k], errors)
 

@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array
 
 from physml.core._fixed_point import Damped
+from physml.core.quadrature import trapezoid_matrix
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.equations.average import MonteCarlo
 from physml.dmft.equations.site_paths import (
@@ -27,7 +28,6 @@ from physml.dmft.equations.site_paths import (
     proper,
     respond,
     site_paths,
-    trapezoid,
     unless_improper,
 )
 from physml.dmft.equations.solve import AbstractModel, FixedPoint
@@ -141,7 +141,7 @@ class LotkaVolterraDynamics(AbstractModel):
         return self._community(order["m"], order["C"], order["R"], order["phi"])
 
     def _community(self, m, C, R, phi):
-        v = jnp.sum(trapezoid(self.steps, self.dt, C.dtype) * R, 1)
+        v = jnp.sum(trapezoid_matrix(self.steps, self.dt, C.dtype) * R, 1)
         t = self.dt * jnp.arange(self.steps + 1, dtype=C.dtype)
         return Community(t, m, jnp.diagonal(C), C, R, v, phi)
 

@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array
 
 from physml.core._status import Code
+from physml.core.quadrature import trapezoid_weights
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.equations.causal import product
 from physml.dmft.equations.solve import AbstractCausalModel, Causal
@@ -104,9 +105,7 @@ class SphericalPSpin(AbstractCausalModel):
 
     def _weights(self, k, n):
         """Trapezoidal weights (n,) of an integral from 0 to t_k."""
-        index = jnp.arange(n, dtype=jnp.int32)
-        inner = jnp.where((index == 0) | (index == k), 0.5, 1.0)
-        return jnp.where((index <= k) & (k > 0), self.dt * inner, 0.0)
+        return trapezoid_weights(jnp.asarray(k), n, self.dt, jnp.result_type(float))
 
     def _energy(self, c, r, weights):
         memory = jnp.sum(weights * c ** (self.p - 1) * r) * self.p / 2

@@ -29,6 +29,7 @@ from physml.core._status import Code
 from physml.core.quadrature import gauss_hermite
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.equations.solve import AbstractModel, FixedPoint
+from physml.integrate import rk4
 
 
 class Stationary(eqx.Module):
@@ -121,13 +122,7 @@ class RandomNetwork(AbstractModel):
             total = jnp.sum(c2 / (ks + 1) * jnp.where(steep, far, ks - 1) * (ks != 0).astype(c0.dtype))
             return jnp.sqrt(g2 * total / (2 * c0))
 
-        def step(u, _):
-            a = speed(u)
-            b = speed(u + half / 2 * a)
-            c = speed(u + half / 2 * b)
-            d = speed(u + half * c)
-            return u + half / 6 * (a + 2 * b + 2 * c + d), u
-
+        step = lambda u, _: (rk4(lambda _, u: speed(u), 0.0, u, half), u)
         _, u = lax.scan(step, jnp.zeros_like(c0), length=2 * self.points - 1)
         log_ratio = log_rho(u)
         chaotic = self._gain() > 1
@@ -159,17 +154,11 @@ class RandomNetwork(AbstractModel):
             raise ValueError(f"t_max - warm_up = {t_max - warm_up} holds no lags of the grid: take it longer")
         j_key, x_key, v_key = jax.random.split(key, 3)
         J = self.g * jax.random.normal(j_key, (n, n)) / n**0.5
-        rate = lambda x: self.phi(x) @ J.T - x
-
-        def runge_kutta(x):
-            a = rate(x)
-            b = rate(x + dt / 2 * a)
-            c = rate(x + dt / 2 * b)
-            return x + dt / 6 * (a + 2 * b + 2 * c + rate(x + dt * c))
+        move = lambda x: rk4(lambda _, x: self.phi(x) @ J.T - x, 0.0, x, dt)
 
         def one(carry, _):
             x, v = carry
-            x, v = jax.jvp(runge_kutta, (x,), (v,))
+            x, v = jax.jvp(move, (x,), (v,))
             size = jnp.linalg.norm(v)
             return (x, v / size), jnp.log(size)
 

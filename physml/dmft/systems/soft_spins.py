@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array
 
 from physml.core._fixed_point import Damped
+from physml.core.quadrature import trapezoid_matrix
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.equations.average import MonteCarlo
 from physml.dmft.equations.site_paths import (
@@ -27,7 +28,6 @@ from physml.dmft.equations.site_paths import (
     proper,
     respond,
     site_paths,
-    trapezoid,
     unless_improper,
 )
 from physml.dmft.equations.solve import AbstractModel, FixedPoint
@@ -118,7 +118,7 @@ class SoftSpinSK(AbstractModel):
 
     def finish(self, order):
         C, R = order["C"], order["R"]
-        weight = trapezoid(self.steps, self.dt, C.dtype)
+        weight = trapezoid_matrix(self.steps, self.dt, C.dtype)
         energy = order["V"] - jnp.asarray(self.coupling, C.dtype) ** 2 * jnp.sum(weight * R * C, 1)
         return TwoTime(self.dt * jnp.arange(self.steps + 1, dtype=C.dtype), C, R, energy)
 

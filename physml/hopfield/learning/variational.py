@@ -29,6 +29,7 @@ from jax import lax
 from jax.scipy.special import log_ndtr, ndtr
 from jaxtyping import Array, Float, PyTree
 
+from physml.core.special import log_2cosh, sech2
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.learning.perceptron import check_examples
 
@@ -46,14 +47,9 @@ def margins(fields: Fields, inputs: Float[Array, "m n"]) -> Float[Array, " m"]:
             mean = 2 * ndtr(ratio) - 1
             spread = 1 - mean**2
         # sech^2 from the field itself: 1 - m^2 loses the variance of weights that are nearly certain.
-        variance = (mean**2 @ _sech2(theta) + jnp.sum(spread, 1, keepdims=True)) / n
+        variance = (mean**2 @ sech2(theta) + jnp.sum(spread, 1, keepdims=True)) / n
         ratio = mean @ m / math.sqrt(n) / jnp.sqrt(variance + 1e-6)
     return ratio[:, 0]
-
-
-def _sech2(x: Array) -> Array:
-    e = jnp.exp(-2 * jnp.abs(x))
-    return 4 * e / (1 + e) ** 2
 
 
 def log_likelihood(fields: Fields, inputs: Float[Array, "m n"], labels: Float[Array, " m"]) -> Array:
@@ -61,10 +57,9 @@ def log_likelihood(fields: Fields, inputs: Float[Array, "m n"], labels: Float[Ar
     return jnp.sum(log_ndtr(labels * margins(fields, inputs)))
 
 
-def divergence(fields: Fields, prior: Fields) -> Array:
+def kl_divergence(fields: Fields, prior: Fields) -> Array:
     """KL of all weights, finite for every field."""
-    log_cosh = lambda x: jnp.abs(x) + jnp.log1p(jnp.exp(-2 * jnp.abs(x)))
-    one = lambda a, b: jnp.sum(jnp.tanh(a) * (a - b) - log_cosh(a) + log_cosh(b))
+    one = lambda a, b: jnp.sum(jnp.tanh(a) * (a - b) - log_2cosh(a) + log_2cosh(b))
     return sum((one(a, b) for a, b in zip(fields, prior, strict=True)), jnp.zeros((), fields[0].dtype))
 
 
@@ -111,5 +106,5 @@ def learn(
 
 @eqx.filter_jit
 def _learn(inputs, labels, prior, start, weight, steps, rate):
-    loss = lambda fields: weight * divergence(fields, prior) - log_likelihood(fields, inputs, labels)
+    loss = lambda fields: weight * kl_divergence(fields, prior) - log_likelihood(fields, inputs, labels)
     return minimise(loss, start, steps=steps, rate=rate)

@@ -23,8 +23,8 @@ from jax import lax
 
 from physml.core._status import Code, status
 from physml.core.float64 import in_float64
+from physml.core.special import log_2cosh
 from physml.core.types import Scalar
-from physml.hopfield.theory.site import spin
 from physml.hopfield.theory.spin_glass import SpinGlassOrder, SpinGlassPhase, check_number
 
 REACH, POINTS = 8.0, 257  # the grid of cavity fields, in units of the root of the largest overlap
@@ -86,7 +86,7 @@ def _flow(x, top, beta, phi):
 
 def _at_largest(levels, top, beta):
     """phi on the grid at the largest overlap: between there and q = 1 x is 1, and the average is explicit."""
-    return spin(beta * _grid(levels, top))[2] + 0.5 * beta**2 * (1 - top)
+    return log_2cosh(beta * _grid(levels, top)) + 0.5 * beta**2 * (1 - top)
 
 
 def _pressure(x, top, beta):

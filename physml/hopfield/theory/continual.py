@@ -33,9 +33,9 @@ from jaxtyping import Array
 
 from physml.core._status import Code, Status, status
 from physml.core.float64 import in_float64
+from physml.core.roots import bisect, descend, newton
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.theory.perceptron import check_load, output, solve_student
-from physml.hopfield.theory.roots import bisect, descend, newton
 from physml.hopfield.theory.site import site
 
 

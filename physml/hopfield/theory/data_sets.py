@@ -32,9 +32,9 @@ from jaxtyping import Array
 
 from physml.core._status import Status
 from physml.core.float64 import in_float64
+from physml.core.roots import descend, newton
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.theory.replica import check_order, check_state
-from physml.hopfield.theory.roots import descend, newton
 from physml.hopfield.theory.site import site
 
 

@@ -30,10 +30,11 @@ from jaxtyping import Array
 from physml.core._status import Code, Status, status
 from physml.core.float64 import in_float64
 from physml.core.quadrature import gauss_hermite
+from physml.core.roots import bisect, newton
+from physml.core.special import log_2cosh, tanh_family
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.theory.replica import Memory, check_order
-from physml.hopfield.theory.roots import bisect, newton
-from physml.hopfield.theory.site import site, spin
+from physml.hopfield.theory.site import site
 
 NODES = 601
 
@@ -65,7 +66,7 @@ def _free(p, a, t, m, q0, q1, theta, nodes):
     outer = jnp.sqrt(a * q0 ** (p - 1) + 1e-20)
     inner = jnp.sqrt(a * (q1 ** (p - 1) - q0 ** (p - 1)) + 1e-20)
     h = (m ** (p - 1) + outer * z[:, None] + inner * z[None, :]) / t
-    cluster = w @ logsumexp(theta * spin(h)[2], axis=1, b=jnp.broadcast_to(w[None, :], h.shape)) / theta
+    cluster = w @ logsumexp(theta * log_2cosh(h), axis=1, b=jnp.broadcast_to(w[None, :], h.shape)) / theta
     square = 1 + (p - 1) * ((1 - theta) * q1**p + theta * q0**p) - p * q1 ** (p - 1)
     return -a / (2 * p * t) * square + (p - 1) / p * m**p - t * cluster
 
@@ -81,7 +82,7 @@ def _cluster(x, theta):
     up = jnp.exp(edge * np.linspace(-1.0, 1.0, NODES))
     z = 0.5 * width * (up - up[::-1])
     measure = 0.5 * width * (up + up[::-1]) * 2 * edge / (NODES - 1)
-    tanh, sech2, log = spin(root * z)
+    tanh, sech2, log = tanh_family(root * z)
     weight = jnp.log(measure) - 0.5 * z**2 - 0.5 * np.log(2 * np.pi) + theta * log
     norm = logsumexp(weight)
     w = jnp.exp(weight - norm)

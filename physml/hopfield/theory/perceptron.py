@@ -27,13 +27,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.special import log_ndtr, ndtr
+from jax.scipy.special import ndtr
 from jaxtyping import Array
 
 from physml.core._status import Code, Status, status
 from physml.core.float64 import in_float64
+from physml.core.roots import bisect, descend, newton
+from physml.core.special import normal_tail
 from physml.core.types import Scalar, is_traced
-from physml.hopfield.theory.roots import bisect, descend, newton
 from physml.hopfield.theory.site import nodes, site
 
 LARGEST = 60.0  # hat q up to which branches are followed: 1 - r is 1e-13 there
@@ -74,25 +75,6 @@ class Output(eqx.Module):
     bend: Array
 
 
-@jax.custom_jvp
-def tail(x: Array) -> tuple[Array, Array]:
-    r"""$\ln\Phi(x)$ and its slope $g = \Phi'(x)/\Phi(x)$, for every x."""
-    log = log_ndtr(x)
-    return log, jnp.exp(-0.5 * x**2 - 0.5 * math.log(2 * math.pi) - log)
-
-
-@tail.defjvp
-def _(primals, tangents):
-    # Derivatives are products of the values: programs with derivatives compile several times faster.
-    log, g = tail(*primals)
-    return (log, g), (g * tangents[0], -g * (g + primals[0]) * tangents[0])
-
-
-def mills(x: Array) -> Array:
-    r"""$\Phi'(x)/\Phi(x)$, for every x."""
-    return tail(x)[1]
-
-
 def output(q: Array, r: Array, gap: Array) -> Output:
     """Averages over the fields of an input; `gap` is 1 - q, which is known to full accuracy near q = 1."""
     rest = q - r**2
@@ -100,7 +82,7 @@ def output(q: Array, r: Array, gap: Array) -> Output:
     width = 1 / jnp.maximum(jnp.maximum(t, jnp.abs(c)), 1.0)
     z, w = lax.stop_gradient(nodes(jnp.zeros(()), width))
     x = t * z
-    log, g = tail(x)
+    log, g = normal_tail(x)
     weight = 2 * w * ndtr(c * z)
     ridge = 2 * w * jnp.exp(-0.5 * (c * z) ** 2) / math.sqrt(2 * math.pi)
     bend = g * (g + x) / gap

@@ -23,8 +23,8 @@ from jax import lax
 from jaxtyping import Array
 
 from physml.core._status import Code, Status, status
+from physml.core.roots import bisect, descend, newton
 from physml.core.types import is_traced
-from physml.hopfield.theory.roots import bisect, descend, newton
 from physml.hopfield.theory.site import COLDEST, Site, site
 
 Convention = Literal["distinct", "raw"]

@@ -11,11 +11,12 @@ what is left of T is of relative order $10^{-12}$: a site at T = 0 is computed t
 import math
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
+
+from physml.core.special import tanh_family
 
 COLDEST = 1e-6  # of one site: T enters elsewhere as it is
 NODES = 321
@@ -34,22 +35,6 @@ class Site(eqx.Module):
     log: Array
     chi1: Array
     chi2: Array
-
-
-@jax.custom_jvp
-def spin(x: Array) -> tuple[Array, Array, Array]:
-    """tanh x, 1 / cosh^2 x and ln 2 cosh x from one exponential, without overflow and to full relative accuracy."""
-    size = jnp.abs(x)
-    e = jnp.exp(-2 * size)
-    return jnp.sign(x) * (1 - e) / (1 + e), 4 * e / (1 + e) ** 2, size + jnp.log1p(e)
-
-
-@spin.defjvp
-def _(primals, tangents):
-    # Derivatives are products of the values: programs with second derivatives compile several times faster.
-    tanh, slope, log = spin(*primals)
-    (v,) = tangents
-    return (tanh, slope, log), (slope * v, -2 * tanh * slope * v, tanh * v)
 
 
 def nodes(centre: Array, width: Array, n: int = NODES) -> tuple[Array, Array]:
@@ -77,7 +62,7 @@ def site(mean: Array, variance: Array, temperature: Array) -> Site:
     field = held(mean + spread * z)
     moved = jnp.where(moves, z, (field - mean) / spread)
     w = w * jnp.exp(0.5 * (z - moved) * (z + moved)) * held(spread) / spread
-    tanh, slope, log = spin(field / t)
+    tanh, slope, log = tanh_family(field / t)
     slope = slope / t
     # Derivatives by parts, on the Gaussian: those of the step are not resolved at low temperature.
     chi1, chi2 = (w * slope) @ moved / spread, (w * slope) @ (moved**2 - 1) / spread**2

@@ -31,9 +31,10 @@ from jaxtyping import Array
 
 from physml.core._status import Status
 from physml.core.float64 import in_float64
+from physml.core.roots import descend, newton
+from physml.core.special import log_2cosh
 from physml.core.types import Scalar, is_traced
-from physml.hopfield.theory.roots import descend, newton
-from physml.hopfield.theory.site import COLDEST, nodes, site, spin
+from physml.hopfield.theory.site import COLDEST, nodes, site
 
 
 class SpinGlassPhase(IntEnum):
@@ -74,7 +75,7 @@ class SpinGlassOrder(eqx.Module):
         c, spread, beta = self.cavity_fields[None, :], 1 - self.q, 1 / self.temperature
         x = jnp.asarray(h)[:, None]
         gaussian = -((x - c) ** 2) / (2 * spread) - 0.5 * jnp.log(2 * math.pi * spread)
-        tilt = spin(beta * x)[2] - spin(beta * c)[2] - 0.5 * beta**2 * spread
+        tilt = log_2cosh(beta * x) - log_2cosh(beta * c) - 0.5 * beta**2 * spread
         return jnp.exp(gaussian + tilt) @ self.cavity_weights
 
     def check(self) -> "SpinGlassOrder":

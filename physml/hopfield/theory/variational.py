@@ -34,10 +34,11 @@ from jaxtyping import Array
 
 from physml.core._status import Code, Status, status
 from physml.core.float64 import in_float64
+from physml.core.roots import descend, newton
+from physml.core.special import mills
 from physml.core.types import Scalar, is_traced
 from physml.hopfield.theory.continual import check_similarity
-from physml.hopfield.theory.perceptron import check_load, mills
-from physml.hopfield.theory.roots import descend, newton
+from physml.hopfield.theory.perceptron import check_load
 from physml.hopfield.theory.site import nodes
 
 COARSE = 61  # nodes of each field in the average over weights

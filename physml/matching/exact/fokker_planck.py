@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from physml.core.derivative import divergence
 from physml.core.types import Field
-from physml.matching.sampling.likelihood import divergence
 
 
 def potential_residual(
@@ -34,7 +34,7 @@ def potential_residual(
     tangents of the velocity (one with a probe) and one gradient.
     """
     t = jnp.asarray(t, x.dtype)
-    v, div = divergence(velocity, t, x, args, probe=probe)
+    v, div = divergence(lambda x: velocity(t, x, args), x, probe)
     _, slope = jax.jvp(lambda t, x: potential(t, x, args), (t, x), (jnp.ones_like(t), v))
     return slope + div
 
@@ -53,7 +53,7 @@ def score_residual(
         raise ValueError(f"the score must return the shape of one sample, {x.shape}; got {change.shape}")
 
     def rate(x):
-        v, div = divergence(velocity, t, x, args, probe=probe)
+        v, div = divergence(lambda x: velocity(t, x, args), x, probe)
         if v.shape != x.shape:
             raise ValueError(f"the velocity must return the shape of one sample, {x.shape}; got {v.shape}")
         return div + jnp.sum(v * score(t, x, args))

@@ -23,9 +23,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
+from physml.core.quadrature import gauss_legendre
 from physml.core.types import Field, Key
 from physml.matching.paths.path import Path, trigonometric
 from physml.matching.paths.pfgm import StudentNoise, empirical_denoiser
@@ -57,14 +57,13 @@ class KineticMetric(eqx.Module):
         """
         if not path.one_sided:
             raise ValueError("the kinetic energy is that of one-sided paths; this one has gamma")
-        x, w = np.polynomial.legendre.leggauss(nodes)
-        length = 1.0 - 2.0 * path.cut
-        t = jnp.asarray(path.cut + 0.5 * length * (x + 1.0), self.scale.dtype)
+        t, w = gauss_legendre(nodes, path.cut, 1.0 - path.cut)
+        t = jnp.asarray(t, self.scale.dtype)
         (a, b, _), (da, db, _) = jax.vmap(path.coefficients)(t)
         b, db = self.scale * b, self.scale * db
         g = jnp.interp(jnp.arctan2(b, a), self.angle, self.slope)
         power = ((a * da + b * db) ** 2 + (g * (a * db - b * da)) ** 2) / (a * a + b * b)
-        return 0.5 * length * jnp.sum(jnp.asarray(w, t.dtype) * power)
+        return jnp.sum(jnp.asarray(w, t.dtype) * power)
 
     def optimal(self) -> Path:
         """The path of least energy, from N(0, I) to the data."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from physml.core.roots import bisect
 from physml.core.types import Key, Scalar, is_traced
 from physml.matching.paths.path import Path
 
@@ -61,7 +62,7 @@ def log_snr(path: Path, start: float | None = None, stop: float | None = None) -
 
     def quantile(u):
         low, high = (level(jnp.asarray(end, u.dtype)) for end in (a, b))
-        return _bisect(lambda t: jax.vmap(level)(t.ravel()).reshape(t.shape), low + u * (high - low), a, b)
+        return _invert(lambda t: jax.vmap(level)(t.ravel()).reshape(t.shape), low + u * (high - low), a, b)
 
     return quantile
 
@@ -77,7 +78,7 @@ def draw_times(path: Path, n: int, times: Quantile | None = None, *, key: Key, d
         return cut + (1.0 - 2.0 * cut) * u
     if cut > 0:
         # Between the probabilities of the two cuts.
-        low, high = _bisect(times, jnp.asarray([cut, 1.0 - cut], dtype), 0.0, 1.0)
+        low, high = _invert(times, jnp.asarray([cut, 1.0 - cut], dtype), 0.0, 1.0)
         u = low + (high - low) * u
     t = times(inside(u))
     if jnp.shape(t) != (n,):
@@ -91,15 +92,8 @@ def inside(u: Array) -> Array:
     return jnp.clip(u, tiny, 1.0 - tiny)
 
 
-def _bisect(rising: Callable[[Array], Array], value: Array, low: float, high: float) -> Array:
-    """x in [low, high] where a rising function takes the value, or the nearer end where it does not."""
+def _invert(rising: Callable[[Array], Array], value: Array, low: float, high: float) -> Array:
+    """x in [low, high] where a rising function takes the value to the last bit, or the nearer end where it does not."""
     bits = 5 - int(math.log2(float(jnp.finfo(value.dtype).eps)))
-
-    def halve(_, ends):
-        low, high = ends
-        middle = 0.5 * (low + high)
-        below = rising(middle) < value
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-    ends = (jnp.full_like(value, low), jnp.full_like(value, high))
-    return jax.lax.fori_loop(0, bits, halve, ends)[1]
+    ends = (jnp.full_like(value, end) for end in (low, high))
+    return bisect(lambda x: value - rising(x), *ends, bits)

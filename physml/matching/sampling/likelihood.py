@@ -8,24 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from physml.core.derivative import divergence
 from physml.core.types import Field, Key
 from physml.integrate import RK4, AbstractMethod, Diffrax, Dynamics, integrate
 from physml.matching.sampling.flow import _grid
-
-
-def divergence(
-    field: Field, t: Any, x: Array, args: PyTree = None, *, probe: Array | None = None
-) -> tuple[Array, Array]:
-    r"""The field and its divergence $\sum_i \partial_i v_i$ at x: exactly, by d forward passes, or estimated by
-    $\xi^\top (\partial v)\, \xi$ with a `probe` $\xi$ of unit covariance (Hutchinson), by one."""
-    f = lambda x: field(t, x, args)
-    if probe is not None:
-        value, slope = jax.jvp(f, (x,), (probe,))
-        return value, jnp.sum(probe * slope)
-    value, tangent = jax.linearize(f, x)
-    basis = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
-    columns = jax.vmap(tangent)(basis).reshape(x.size, x.size)
-    return value, jnp.trace(columns)
 
 
 def log_prob(
@@ -69,7 +55,7 @@ class _Backwards(eqx.Module):
 
     def __call__(self, s, state, args):
         x = state[0]
-        value, div = divergence(self.field, 1.0 - s, x, args, probe=self.probe)
+        value, div = divergence(lambda x: self.field(1.0 - s, x, args), x, self.probe)
         if value.shape != x.shape:
             raise ValueError(f"the field must return the shape of one sample, {x.shape}; got {value.shape}")
         return -value, -div

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from physml.core import in_float64
+from physml.core.quadrature import gauss_legendre
 from physml.core.types import Key, Scalar
 from physml.particles.energies.pair_energy import PairEnergy
 
@@ -89,9 +90,8 @@ def linear_statistic_cumulants(f: Callable[[Array], Array], n: int, *, extra: in
 
 @in_float64
 def _cumulants(f, n, extra):
-    x, w = np.polynomial.legendre.leggauss(int(4 * math.sqrt(n)) + extra)
     reach = math.sqrt(n) + 6.0  # e^{-36} of the outermost function is beyond
-    r, w = jnp.asarray(reach * (x + 1) / 2), jnp.asarray(reach * w / 2)
+    r, w = map(jnp.asarray, gauss_legendre(int(4 * math.sqrt(n)) + extra, 0.0, reach))
     directions = _circle(2 * (n + extra))
     points = r[:, None, None] * directions[None]
     values = jax.vmap(jax.vmap(f))(points)  # (radii, angles)
@@ -125,8 +125,7 @@ def limit_variance(f: Callable[[Array], Array], beta: Scalar = 2.0, *, nodes: in
 
 @in_float64
 def _limit_variance(f, beta, nodes):
-    x, w = np.polynomial.legendre.leggauss(nodes)
-    r, w = jnp.asarray((x + 1) / 2), jnp.asarray(w / 2)
+    r, w = map(jnp.asarray, gauss_legendre(nodes))
     circle = _circle(nodes)
     slopes = jax.vmap(jax.vmap(lambda z: jnp.sum(jax.grad(f)(z) ** 2)))(r[:, None, None] * circle[None])
     bulk = jnp.sum(w * r * jnp.mean(slopes, axis=1))  # the integral over 2 pi

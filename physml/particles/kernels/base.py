@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from physml.core import noise
+from physml.core.tree import plus as plus
 from physml.core.types import Energy, Key, Scalar, is_traced
 
 K = TypeVar("K", bound="AbstractKernel")
@@ -143,11 +144,6 @@ def scaled(factor: Any, tree: PyTree) -> PyTree:
         return (c if c.ndim == 0 else jnp.expand_dims(c, tuple(range(leaf.ndim - c.ndim)))) * leaf
 
     return jax.tree.map(one, tree)
-
-
-def plus(x: PyTree, *others: PyTree) -> PyTree:
-    """The sum, in the dtype of x."""
-    return jax.tree.map(lambda a, *bs: sum((b.astype(a.dtype) for b in bs), start=a), x, *others)
 
 
 def choose(accept: Array, new: PyTree, old: PyTree) -> PyTree:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from physml.core.quadrature import gauss_hermite
+from physml.core.quadrature import gauss_hermite_grid
 from physml.core.types import is_traced
 
 
@@ -76,10 +76,7 @@ class Gaussian(AbstractMeasure):
         return self.centre
 
     def nodes(self) -> tuple[Array, Array]:
-        d = self.centre.size
-        z, w = gauss_hermite(self.order, self.centre.dtype)
-        grid = jnp.stack(jnp.meshgrid(*[z] * d, indexing="ij"), -1).reshape(-1, d)
-        weight = jnp.prod(jnp.stack(jnp.meshgrid(*[w] * d, indexing="ij"), -1).reshape(-1, d), axis=-1)
+        grid, weight = gauss_hermite_grid(self.order, self.centre.size, self.centre.dtype)
         return self.centre[None, :] + grid @ jnp.linalg.cholesky(self.cov).T, weight
 
 

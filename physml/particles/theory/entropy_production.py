@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from physml.core import in_float64
+from physml.core.derivative import divergence
 from physml.core.types import Field, Key, Scalar
 
 
@@ -78,11 +79,7 @@ def implicit_loss(
 
     def one(x, sign):
         weighted = lambda x: _like(diffusion, x) * score(t, x, args)
-        if sign is None:
-            value, trace = _divergence(weighted, x)
-        else:
-            value, change = jax.jvp(weighted, (x,), (sign,))
-            trace = jnp.sum(change * sign)
+        value, trace = divergence(weighted, x, sign)
         return jnp.sum(value**2 / _like(diffusion, x)) / 2 + trace
 
     if key is None:
@@ -99,7 +96,7 @@ def work_rate(drift: Field, diffusion: Scalar, x: Array, *, t: Scalar = 0.0, arg
     """
 
     def one(x):
-        b, trace = _divergence(lambda x: drift(t, x, args), x)
+        b, trace = divergence(lambda x: drift(t, x, args), x)
         return jnp.sum(b * b / _like(diffusion, x)) + trace
 
     rates = jax.lax.map(one, x, batch_size=min(len(x), 64))
@@ -121,14 +118,6 @@ def linear_entropy_production(M: Array, D: Array) -> tuple[Array, Array]:
     eye = jnp.eye(len(M), dtype=M.dtype)
     S = jnp.linalg.solve(jnp.kron(M, eye) + jnp.kron(eye, M), 2 * D.reshape(-1)).reshape(M.shape)
     return jnp.trace(M.T @ jnp.linalg.solve(D, M) @ S) - jnp.trace(M), S
-
-
-def _divergence(f, x):
-    """f(x) and the trace of its derivative."""
-    units = jnp.eye(x.size, dtype=x.dtype)
-    value, push = jax.linearize(f, x)
-    diagonal = jax.vmap(lambda e: jnp.vdot(push(e.reshape(x.shape)), e))(units)
-    return value, jnp.sum(diagonal)
 
 
 def _like(diffusion, x):

@@ -47,17 +47,30 @@ def newton(f: Callable[[Array], Array], start: Array, *, tol: float = 1e-11, ste
     return x, status(jnp.where(good > 0, Code.ok, Code.not_converged), k.astype(jnp.int32))
 
 
-def bisect(f: Callable[[Array], Array], low: Array, high: Array, steps: int = 60) -> Array:
-    """The sign change of f between low, where f > 0, and high."""
+def bisect(
+    f: Callable[[Array], Array], low: Array, high: Array, steps: int = 60, *, logarithmic: bool = False
+) -> Array:
+    """Where f changes sign between low, where f > 0, and high, entry by entry; no derivative passes through.
+
+    Where f keeps its sign it ends at the end nearer to a change. `logarithmic`: halve the ratio of positive ends.
+    """
+    middle = (lambda a, b: jnp.sqrt(a * b)) if logarithmic else (lambda a, b: 0.5 * (a + b))
 
     def halve(_, ends):
         a, b = ends
-        middle = 0.5 * (a + b)
-        up = f(middle) > 0
-        return jnp.where(up, middle, a), jnp.where(up, b, middle)
+        m = middle(a, b)
+        up = f(m) > 0
+        return jnp.where(up, m, a), jnp.where(up, b, m)
 
-    a, b = lax.fori_loop(0, steps, halve, (low, high))
-    return 0.5 * (a + b)
+    return middle(*lax.fori_loop(0, steps, halve, (low, high)))
+
+
+def bracketed(
+    f: Callable[[Array], Array], low: Array, high: Array, steps: int = 60, *, logarithmic: bool = False
+) -> Array:
+    """The scalar of `bisect` with its derivative, by the implicit function theorem, in arrays that f captures."""
+    search = lambda f, _: bisect(f, low, high, steps, logarithmic=logarithmic)
+    return lax.custom_root(f, 0.5 * (low + high), search, lambda linear, y: y / linear(jnp.ones_like(y)))
 
 
 def descend(step: Callable[[Any], Any], x: Any, *, tol: float = 1e-11, max_steps: int = 20000) -> Any:
