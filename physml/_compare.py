@@ -108,7 +108,9 @@ class Comparison:
         standard errors; against 1/n for several sizes, else against the grid `t` or `tau` that the theory carries."""
         from physml._comparison_figure import draw
 
-        return draw(self, sigmas)
+        trees = (_named(tree) for tree in (self.theory, self.mean, self.error))
+        rows = [(name, theory, mean, error) for (name, theory), (_, mean), (_, error) in zip(*trees, strict=True)]
+        return draw(rows, self.n, sigmas)
 
     def __repr__(self) -> str:
         lines = [f"Comparison(n={self.n}, runs={self.runs})"]

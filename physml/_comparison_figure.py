@@ -10,17 +10,13 @@ GRIDS = ("t", "tau", "times", "frequencies")  # leaves that are what others are 
 LARGEST = 9  # panels
 
 
-def draw(comparison: Any, sigmas: float) -> Any:
-    """A panel for each quantity that is a number or a curve."""
+def draw(rows: list[tuple[str, Any, Any, Any]], n: Any, sigmas: float) -> Any:
+    """A panel for each quantity (name, theory, mean, error) that is a number or a curve; `n` one size or several."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError("a figure needs matplotlib: pip install 'physml[recipes]'") from error
-    from physml._compare import _named
-
-    several = not isinstance(comparison.n, int)
-    trees = (comparison.theory, comparison.mean, comparison.error)
-    rows = [(name, *leaves) for (name, *leaves) in _zipped(*map(_named, trees))]
+    several = not isinstance(n, int)
     leading = 1 if several else 0
     grids = {name: theory[0] if several else theory for name, theory, _, _ in rows if name.split(".")[-1] in GRIDS}
     shown = [row for row in rows if row[0] not in grids and row[1].ndim <= leading + 1][:LARGEST]
@@ -36,19 +32,14 @@ def draw(comparison: Any, sigmas: float) -> Any:
             last = (lambda a: a[-1]) if several else (lambda a: a)
             _curve(axis, grid, *map(last, (theory, mean, error)), sigmas, next(iter(grids), "index"))
         elif several:
-            _sizes(axis, np.asarray(comparison.n), theory, mean, error, sigmas)
+            _sizes(axis, np.asarray(n), theory, mean, error, sigmas)
         else:
             axis.axhline(theory, color="k", lw=1.3, label="theory")
-            axis.errorbar([comparison.n], [mean], [sigmas * error], fmt="C0o", ms=5, label="finite system")
+            axis.errorbar([n], [mean], [sigmas * error], fmt="C0o", ms=5, label="finite system")
             axis.set_xlabel("n")
         axis.set_title(name)
         axis.legend(fontsize=8, frameon=False)
     return figure
-
-
-def _zipped(theories, means, errors):
-    for (name, theory), (_, mean), (_, error) in zip(theories, means, errors, strict=True):
-        yield name, np.asarray(theory), mean, error
 
 
 def _curve(axis, grid, theory, mean, error, sigmas, label):

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 
 def add(x: PyTree, *terms: tuple[Any, PyTree]) -> PyTree:
@@ -21,3 +21,9 @@ def add(x: PyTree, *terms: tuple[Any, PyTree]) -> PyTree:
 def plus(x: PyTree, *others: PyTree) -> PyTree:
     """The sum of pytrees like x."""
     return jax.tree.map(lambda a, *bs: sum((jnp.asarray(b, a.dtype) for b in bs), start=a), x, *others)
+
+
+def total(tree: PyTree, lanes: int = 0) -> Array:
+    """The sum over all entries; apart for each lane where the last `lanes` axes are lanes."""
+    leaves = jax.tree.leaves(tree)
+    return sum(jnp.sum(leaf, axis=tuple(range(leaf.ndim - lanes))) for leaf in leaves)  # type: ignore[return-value]

@@ -3,15 +3,6 @@
 from physml.particles.chains.interop import from_blackjax as from_blackjax
 from physml.particles.chains.run import Run as Run, run as run, run_chains as run_chains
 from physml.particles.chains.statistics import Stats as Stats
-from physml.particles.energies.coulomb import (
-    coulomb_gas as coulomb_gas,
-    ginibre as ginibre,
-    ginibre_density as ginibre_density,
-    limit_variance as limit_variance,
-    linear_statistic_cumulants as linear_statistic_cumulants,
-    virial_law as virial_law,
-)
-from physml.particles.energies.hypersphere import hyperspherical_energy as hyperspherical_energy, thomson as thomson
 from physml.particles.energies.nonsmooth import (
     L1 as L1,
     AbstractNonsmooth as AbstractNonsmooth,
@@ -85,6 +76,15 @@ from physml.particles.kernels.proximal import (
     proximal_mala as proximal_mala,
 )
 from physml.particles.kernels.underdamped import Underdamped as Underdamped, underdamped as underdamped
+from physml.particles.matter.coulomb import (
+    coulomb_gas as coulomb_gas,
+    ginibre as ginibre,
+    ginibre_density as ginibre_density,
+    limit_variance as limit_variance,
+    linear_statistic_cumulants as linear_statistic_cumulants,
+    virial_law as virial_law,
+)
+from physml.particles.matter.hypersphere import hyperspherical_energy as hyperspherical_energy, thomson as thomson
 from physml.particles.pairs.backends import Cells as Cells, Dense as Dense, Force as Force, RandomBatch as RandomBatch
 from physml.particles.pairs.interaction import Feature as Feature, PairSum as PairSum
 from physml.particles.pairs.measure import (

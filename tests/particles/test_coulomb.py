@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from physml.particles.energies.coulomb import (
+from physml.particles.matter.coulomb import (
     coulomb_gas,
     ginibre,
     ginibre_density,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from physml.particles.energies.hypersphere import hyperspherical_energy, thomson
+from physml.particles.matter.hypersphere import hyperspherical_energy, thomson
 
 
 def direct(x, s, half_space):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from physml import recipes
-from physml.particles.energies.hypersphere import hyperspherical_energy
+from physml.particles.matter.hypersphere import hyperspherical_energy
 from physml.recipes.particles import coulomb_gas, entropy_production
 
 

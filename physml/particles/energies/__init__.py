@@ -1,1 +1,1 @@
-"""Energies with structure: proximal maps, pairs, charges, directions."""
+"""Energies with structure: functions with a proximal map, sums over pairs."""

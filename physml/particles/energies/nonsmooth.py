@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from physml.core.check import number
+from physml.core.tree import total
 from physml.core.types import Scalar, is_traced
-from physml.particles.kernels.base import positive, total
 
 
 class AbstractNonsmooth(eqx.Module):
@@ -54,7 +55,7 @@ class L1(AbstractNonsmooth):
     centre: Array | None
 
     def __init__(self, weight: Scalar = 1.0, centre: Any = None):
-        self.weight = positive(weight, "weight", or_zero=True)
+        self.weight = number(weight, "weight", least=0)
         self.centre = None if centre is None else jnp.asarray(centre)
 
     def __call__(self, x: PyTree) -> Array:
@@ -72,7 +73,7 @@ class SquaredL2(AbstractNonsmooth):
     weight: Array
 
     def __init__(self, weight: Scalar = 1.0):
-        self.weight = positive(weight, "weight", or_zero=True)
+        self.weight = number(weight, "weight", least=0)
 
     def __call__(self, x: PyTree) -> Array:
         square = total(jax.tree.map(jnp.square, x), 0)
@@ -92,7 +93,7 @@ class GroupL2(AbstractNonsmooth):
     axis: int | tuple[int, ...] | None = eqx.field(static=True)
 
     def __init__(self, weight: Scalar = 1.0, axis: int | tuple[int, ...] | None = -1):
-        self.weight, self.axis = positive(weight, "weight", or_zero=True), axis
+        self.weight, self.axis = number(weight, "weight", least=0), axis
 
     def __call__(self, x: Array) -> Array:
         return self.weight.astype(x.dtype) * jnp.sum(_norm(x, self.axis))
@@ -133,7 +134,7 @@ class Ball(AbstractNonsmooth):
     centre: Array | None
 
     def __init__(self, radius: Scalar = 1.0, centre: Any = None):
-        self.radius = positive(radius, "radius")
+        self.radius = number(radius, "radius", above=0)
         self.centre = None if centre is None else jnp.asarray(centre)
 
     def __call__(self, x: Array) -> Array:
@@ -163,7 +164,7 @@ class TotalVariation(AbstractNonsmooth):
     def __init__(self, weight: Scalar = 1.0, iterations: int = 20):
         if not isinstance(iterations, int) or iterations < 1:
             raise ValueError(f"iterations must be an integer of at least 1, got {iterations!r}")
-        self.weight, self.iterations = positive(weight, "weight", or_zero=True), iterations
+        self.weight, self.iterations = number(weight, "weight", least=0), iterations
 
     def __call__(self, x: Array) -> Array:
         square = sum(d**2 for d in _differences(x))

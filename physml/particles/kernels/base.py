@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from physml.core import noise
-from physml.core.tree import plus as plus
+from physml.core.tree import plus as plus, total as total
 from physml.core.types import Energy, Key, Scalar, is_traced
 
 K = TypeVar("K", bound="AbstractKernel")
@@ -128,12 +128,6 @@ def check_position(position: PyTree) -> None:
 
 
 # ---- arithmetic on pytrees whose leaves end in lanes
-
-
-def total(tree: PyTree, lanes: int) -> Array:
-    """The sum over all entries of one chain."""
-    leaves = jax.tree.leaves(tree)
-    return sum(jnp.sum(leaf, axis=tuple(range(leaf.ndim - lanes))) for leaf in leaves)  # type: ignore[return-value]
 
 
 def scaled(factor: Any, tree: PyTree) -> PyTree:

@@ -12,9 +12,9 @@ from physml.core import check
 from physml.core.types import Key, Scalar
 from physml.integrate import SRA1, Dynamics, integrate
 from physml.particles.chains.run import run_chains
-from physml.particles.energies.coulomb import coulomb_gas, virial_law
 from physml.particles.kernels.base import AbstractKernel
 from physml.particles.kernels.hamiltonian import hmc
+from physml.particles.matter.coulomb import coulomb_gas, virial_law
 from physml.particles.pairs.measure import Particles
 from physml.particles.theory.linear import gaussian_limit, stationary_covariance
 

@@ -22,7 +22,7 @@ import numpy as np
 from physml.core.progress import progress_bar
 from physml.core.types import Key
 from physml.particles import hmc, run_chains
-from physml.particles.energies.coulomb import (
+from physml.particles.matter.coulomb import (
     coulomb_gas,
     ginibre,
     ginibre_density,

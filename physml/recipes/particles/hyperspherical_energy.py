@@ -22,7 +22,7 @@ import optax
 from physml import data, nn, train
 from physml.core.progress import progress_bar
 from physml.core.types import Key
-from physml.particles.energies.hypersphere import hyperspherical_energy, thomson
+from physml.particles.matter.hypersphere import hyperspherical_energy, thomson
 from physml.recipes._result import Info, Result, at_least, close_to
 
 INFO = Info(
