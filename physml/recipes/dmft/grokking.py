@@ -32,17 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from physml.core import in_float64
-from physml.dmft import MonteCarlo
-from physml.dmft.learning.narrow_network import NarrowNetwork
-from physml.dmft.learning.polynomial_regression import (
-    ZERO_PREDICTOR,
-    Problem,
-    Quadratic,
-    problem,
-    teacher,
-    threshold_time,
-    train,
-)
+from physml.dmft import MonteCarlo, NarrowNetwork, polynomial_regression as regression
 from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
 INFO = Info(
@@ -124,7 +114,7 @@ def run(study, config, key):
 @partial(jax.jit, static_argnames=("dim", "width", "samples"))
 def _problems(keys, dim, width, samples):
     """Random problems, drawn for the largest number of samples: others take the first of them."""
-    return jax.vmap(lambda key: problem(dim, width, samples, key=key))(keys)
+    return jax.vmap(lambda key: regression.problem(dim, width, samples, key=key))(keys)
 
 
 @partial(jax.jit, static_argnames=("samples", "options"))
@@ -132,11 +122,11 @@ def _descents(alphas, eps, tasks, samples, options):
     """Curves, and the times at which the losses on samples and law fall below the level."""
 
     def one(alpha, eps, task):
-        task = Problem(task.w, task.beta, task.x[:samples])
-        out = train(task, alpha, eps, **dict(options))
-        zero = jnp.mean(teacher(task.x @ task.beta) ** 2)
-        fit = threshold_time(out.t, out.train, LEVEL * zero)
-        return out, fit, threshold_time(out.t, out.test, LEVEL * ZERO_PREDICTOR)
+        task = regression.Problem(task.w, task.beta, task.x[:samples])
+        out = regression.train(task, alpha, eps, **dict(options))
+        zero = jnp.mean(regression.teacher(task.x @ task.beta) ** 2)
+        fit = regression.threshold_time(out.t, out.train, LEVEL * zero)
+        return out, fit, regression.threshold_time(out.t, out.test, LEVEL * regression.ZERO_PREDICTOR)
 
     return jax.vmap(one)(alphas, eps, tasks)
 
@@ -230,10 +220,6 @@ def _maps(study, config, key):
     study.keep(maps=maps, alphas=c.map_alphas, end=end)
 
 
-def _pair(overlap):
-    return jnp.asarray([overlap, -overlap], jnp.float32)
-
-
 def _theory(model, samples, key):
     """Mean-field curves in double precision by one program for all ratios and overlaps, without `solve`'s error bars."""
     number = lambda a: jnp.asarray(a, float) if isinstance(a, float) or eqx.is_array(a) else a
@@ -254,27 +240,25 @@ def _forward(model, samples, key):
 def _mean_field(study, config, key):
     """Two units in many dimensions beside their theory, and the delay over their first overlap in theory."""
     c = config
-    model = NarrowNetwork(
-        2, c.mf_ratio, phi=Quadratic(c.mf_eps), steps=c.mf_steps, step_size=c.step_size, overlap=_pair(c.mf_overlap)
-    )
+    pair = lambda m0: NarrowNetwork(
+        2, c.mf_ratio, phi=regression.Quadratic(c.mf_eps), steps=c.mf_steps, step_size=c.step_size,
+        overlap=jnp.asarray([m0, -m0], jnp.float32),
+    )  # fmt: skip
     theory_key, key = jax.random.split(key)
-    theory = _theory(model, c.mf_samples, theory_key)
+    theory = _theory(pair(c.mf_overlap), c.mf_samples, theory_key)
     read = lambda out: {"train": out.train, "test": out.test, "m": out.m}
-    network = jax.jit(lambda key: read(model.finite_n(c.mf_dim, key=key)))
+    network = jax.jit(lambda key: read(pair(c.mf_overlap).finite_n(c.mf_dim, key=key)))
     networks = {name: np.asarray(a) for name, a in jax.lax.map(network, jax.random.split(key, c.mf_seeds)).items()}
     for name in ("train", "test"):
         off = np.abs(getattr(theory, name) - networks[name].mean(0)) / networks[name].std(0, ddof=1)
         quantity = f"D={c.mf_dim}: {name} loss, largest distance of the theory from the networks' mean / std of one"
         study.at_most(quantity, np.max(off), c.mf_deviation, "DMFT")
-    quantity = "DMFT: test loss over train loss at the end"
-    study.at_least(quantity, theory.test[-1] / theory.train[-1], 2.0, "delayed")
+    study.at_least("DMFT: test loss over train loss at the end", theory.test[-1] / theory.train[-1], 2.0, "delayed")
     study.keep(t=np.asarray(theory.t), theory=read(theory), networks=networks)
     if not c.mf_overlaps:
         return
-    curves = {}
-    for m0 in c.mf_overlaps:
-        curves[m0] = _theory(dataclasses.replace(model, overlap=_pair(m0)), c.mf_samples // 4, theory_key).test
-    times = np.asarray([float(threshold_time(theory.t, curve, c.mf_level)) for curve in curves.values()])
+    curves = {m0: _theory(pair(m0), c.mf_samples // 4, theory_key).test for m0 in c.mf_overlaps}
+    times = np.asarray([float(regression.threshold_time(theory.t, curve, c.mf_level)) for curve in curves.values()])
     gain = np.min(np.minimum(times[:-1], theory.t[-1]) / times[1:])
     quantity = f"two units: t_test at overlaps {c.mf_overlaps}, least ratio of neighbours (at least)"
     study.at_least(quantity, gain, c.mf_gain, "alignment shortens the delay")
@@ -296,7 +280,7 @@ def plot(result):
         for kind, style in (("kernel", ":"), ("weights", "-")):
             mean = np.mean(getattr(out, kind), 0)[1:]
             alignment.plot(t, mean, style, color=color, lw=2, label=f"{name}, {kind}")
-    losses.axhline(LEVEL * ZERO_PREDICTOR, color="0.6", lw=0.8)
+    losses.axhline(LEVEL * regression.ZERO_PREDICTOR, color="0.6", lw=0.8)
     title = "rich and lazy runs, every seed and the mean"
     draw.label(losses, title, "time", "mean square", log="xy", ylim=(1e-3, None))
     draw.label(alignment, "alignment with the teacher", "time", "alignment", log="x")

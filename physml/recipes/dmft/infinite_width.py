@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from physml.dmft.gaussian.edge_of_chaos import correlation_depth, edge_of_chaos
-from physml.dmft.gaussian.finite_width import edgeworth_density, excess_kurtosis, quartic, sample_network
-from physml.dmft.gaussian.infinite_width import nngp, ntk, residual_nngp
+from physml import dmft
+from physml.dmft import edge_of_chaos, excess_kurtosis, quartic
 from physml.dmft.gaussian.weight_ensembles import BlockSparse, Diluted, Gaussian, LowRank, Orthogonal
 from physml.metrics import Estimate, jackknife, power_law, straight_line
 from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
@@ -106,7 +105,7 @@ def run(study, config, key):
 
 @functools.partial(jax.jit, static_argnames=("count", "options"))
 def _map(x, key, count, options):
-    one = lambda k: sample_network(x, key=k, **dict(options)).kernel
+    one = lambda k: dmft.sample_network(x, key=k, **dict(options)).kernel
     return jax.lax.map(jax.vmap(one), jax.random.split(key, (count // 20, 20))).reshape(-1, len(x), len(x))
 
 
@@ -131,7 +130,7 @@ def _kernels(study, config, keys):
     """Root mean square distance of sampled K and Theta from the limit, over networks and pairs, at depth 2."""
     x = jax.random.normal(jax.random.key(7), (3, 5))
     w, b = VARIANCES["tanh"]
-    limits = [np.asarray(a, np.float64) for a in ntk(x @ x.T / 5, 2, "tanh", w, b)]
+    limits = [np.asarray(a, np.float64) for a in dmft.ntk(x @ x.T / 5, 2, "tanh", w, b)]
     off = lambda a, limit: np.sqrt(np.mean((np.asarray(a, np.float64) - limit) ** 2) / np.mean(limit**2))
     both = [_tangents(x, next(keys), config.kernel_networks, n, w, b) for n in config.widths]
     errors = {name: [off(pair[i], limits[i]) for pair in both] for i, name in enumerate(("K", "NTK"))}
@@ -172,7 +171,7 @@ def _chaos(study, config, keys):
         return {}
     depths, found = config.chaos_depths, {}
     for name, w in (("ordered", 1.2), ("chaotic", 3.0)):
-        phase = correlation_depth("tanh", w, 0.05)
+        phase = dmft.correlation_depth("tanh", w, 0.05)
         q, fixed = float(phase.variance), float(phase.correlation)
         start = (0.6 if name == "ordered" else 0.0) * q  # a pair at the fixed variance, below c*
         Kx = (np.array([[q, start], [start, q]]) - 0.05) / w
@@ -180,10 +179,10 @@ def _chaos(study, config, keys):
         gap = lambda K, fixed=fixed: abs(float(K[0, 1]) / float(K[0, 0] * K[1, 1]) ** 0.5 - fixed)
         size, options = (config.chaos_networks, "tanh", config.chaos_width), {"weight_var": w, "bias_var": 0.05}
         gaps = [gap(_sampled(x, next(keys), *size, depth, **options).mean(0)) for depth in depths]
-        theory = [gap(nngp(Kx, depth, "tanh", w, 0.05)) for depth in depths]
+        theory = [gap(dmft.nngp(Kx, depth, "tanh", w, 0.05)) for depth in depths]
         rate = lambda gap: straight_line(depths, np.log(gap), 1.0)[1].value
-        name_of, source = "decay rate of sampled correlations over theory", f"wide limit; xi = {float(phase.depth):.3f}"
-        study.near(f"{name}: {name_of}", rate(gaps) / rate(theory), 1, source, atol=config.depth_tolerance)
+        quantity, ratio = f"{name}: decay rate of sampled correlations over theory", rate(gaps) / rate(theory)
+        study.near(quantity, ratio, 1, f"wide limit; xi = {float(phase.depth):.3f}", atol=config.depth_tolerance)
         found[name] = gaps, theory
     return found
 
@@ -220,7 +219,7 @@ def _density(study, config, keys):
         Q = _variances(next(keys), config.density_networks, "relu", n, depth)
         groups = np.stack([mix(part) for part in np.split(Q, 20)])
         with jax.enable_x64(True):
-            edge = np.asarray(edgeworth_density(y, q, quartic(1.0, n, depth, "relu").excess_kurtosis))
+            edge = np.asarray(dmft.edgeworth_density(y, q, quartic(1.0, n, depth, "relu").excess_kurtosis))
         rows["gauss"].append(distance(groups, gauss))
         rows["edgeworth"].append(distance(groups, edge))
     g, e = found = [Estimate(*np.transpose(row)) for row in rows.values()]
@@ -236,13 +235,9 @@ def _density(study, config, keys):
 def _commute(study, config, keys):
     """Residual ReLU networks over a grid of width and depth; the linear one's fluctuations; branches left unscaled."""
     x = jnp.asarray([[1.0, 1.0], [1.0, -1.0]])  # orthogonal inputs of variance 1
-    limit = np.asarray(residual_nngp(np.eye(2)), np.float64)
-    ns, Ls, count, options = (
-        config.grid_widths,
-        config.grid_depths,
-        config.grid_networks,
-        {"residual": True, "weight_var": 1.0},
-    )
+    limit = np.asarray(dmft.residual_nngp(np.eye(2)), np.float64)
+    ns, Ls, count = config.grid_widths, config.grid_depths, config.grid_networks
+    options = {"residual": True, "weight_var": 1.0}
     K = [_sampled(x, next(keys), count, "relu", n, L, **options) for n in ns for L in Ls]
     mean, noise = np.mean(K, 1), np.std(K, 1) / count**0.5
     rms = np.sqrt(np.mean((K - limit) ** 2, (1, 2, 3))).reshape(len(ns), len(Ls))

@@ -29,10 +29,7 @@ import numpy as np
 from physml import dmft
 from physml.core._continuation import continuation
 from physml.core._fixed_point import Damped
-from physml.dmft.equations.branches import curve, cusp, fold, leading_eigenvalue
-from physml.dmft.impurity.hubbard import BetheHubbard
-from physml.dmft.impurity.hubbard_real import RealBetheHubbard
-from physml.dmft.impurity.spectra import discrepancy, pade
+from physml.dmft import BetheHubbard, RealBetheHubbard, discrepancy
 from physml.metrics import power_law
 from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
@@ -92,14 +89,14 @@ def _model(config):
 @partial(jax.jit, static_argnames="config")
 def _fold(config, p, x, t):
     """The fold near (U, unknowns) at temperature T."""
-    return fold(lambda u: _model(config)(u, t), p, x)
+    return dmft.fold(lambda u: _model(config)(u, t), p, x)
 
 
 @partial(jax.jit, static_argnames="config")
 def _measure(config, u, x):
     """Z and the largest eigenvalue of the iteration at many (U, unknowns)."""
     model = lambda u: _model(config)(u, 1 / config.beta)
-    one = lambda pair: (model(pair[0]).finish(pair[1]).Z, leading_eigenvalue(model(pair[0]), pair[1]))
+    one = lambda pair: (model(pair[0]).finish(pair[1]).Z, dmft.leading_eigenvalue(model(pair[0]), pair[1]))
     return jax.lax.map(one, (u, x))
 
 
@@ -123,7 +120,7 @@ def _hysteresis(study, config):
     """The spinodals by the jumps of the branches, and as folds of the curve that joins them."""
     us, metal, insulator, fine = _branches(config)
     model = lambda u: _model(config)(u, 1 / config.beta)
-    out = jax.jit(lambda x: curve(model, us[0], x, step=0.1, steps=45, scale=0.2))(metal[0]).check()
+    out = jax.jit(lambda x: dmft.curve(model, us[0], x, step=0.1, steps=45, scale=0.2))(metal[0]).check()
     turns = np.flatnonzero(np.diff(np.sign(out.turn)))
     if len(turns) != 2:
         raise ValueError(f"the curve at beta = {config.beta} passes {len(turns)} folds, not two: no hysteresis")
@@ -182,7 +179,7 @@ def _wedge(study, config):
         return
     own, half = 1 / config.beta, config.temperatures // 2
     warm = _follow(config, study.data.folds[0], np.linspace(own, 0.044, 13)[1:])[-1]
-    end = jax.jit(lambda p, t, x: cusp(_model(config), p, t, x))(warm.p, 0.044, warm.value).check()
+    end = jax.jit(lambda p, t, x: dmft.cusp(_model(config), p, t, x))(warm.p, 0.044, warm.value).check()
     tc, uc = float(end.q), float(end.p)
     below = np.geomspace(own, config.coldest, half + 1)
     # Near a cusp the folds are smooth in the root of the distance.
@@ -211,7 +208,7 @@ def _spectra(study, config):
         real = solve(RealBetheHubbard(**options, points=config.points)).check().order
         off, name = jnp.max(jnp.abs(real.matsubara(imaginary.w[:50]) - imaginary.G.imag[:50])), f"U = {u:g}, {start}"
         study.at_most(f"{name}: real against imaginary axis", off, config.axes_tolerance, "two solvers")
-        band = jax.jit(pade)(imaginary.w[:64], imaginary.G[:64], w).check()
+        band = jax.jit(dmft.pade)(imaginary.w[:64], imaginary.G[:64], w).check()
         truth = jnp.interp(w, real.w, real.A)
         width, off = discrepancy(band.low, band.high, w), discrepancy(band.A, truth, w)
         study.at_most(f"{name}: error of the Pade spectrum", off, width, "width of its band")

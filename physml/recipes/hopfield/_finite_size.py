@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from physml.hopfield.spins.glauber import glauber
+from physml.hopfield import glauber
 from physml.metrics import Estimate, mean_and_error, straight_line
 from physml.recipes import draw
 

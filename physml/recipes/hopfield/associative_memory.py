@@ -22,10 +22,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import erf
 
-from physml.hopfield.spins.glauber import Dense
-from physml.hopfield.spins.patterns import random_patterns
-from physml.hopfield.theory._amit import amit
-from physml.hopfield.theory._dense import critical_load, transition
+from physml.hopfield import Dense, random_patterns
+from physml.hopfield.theory import amit, critical_load, transition
 from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 from physml.recipes.hopfield import _finite_size
 from physml.recipes.hopfield._finite_size import draw_extrapolation, extrapolate, mean_overlap

@@ -28,11 +28,9 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 
 from physml import data
-from physml.hopfield.learning.perceptron import examples_of, flipped, messages
-from physml.hopfield.learning.variational import learn, log_likelihood, margins, minimise
-from physml.hopfield.theory.continual import two_tasks
-from physml.hopfield.theory.perceptron import random_label_capacity, student_transitions
-from physml.hopfield.theory.variational import variational_tasks
+from physml.hopfield import examples_of, flipped, learn, log_likelihood, margins, messages
+from physml.hopfield.learning.variational import minimise
+from physml.hopfield.theory import random_label_capacity, student_transitions, two_tasks, variational_tasks
 from physml.metrics import mean_and_error
 from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
@@ -95,8 +93,8 @@ SABOTAGE = (
 @experiment
 def run(study, config, key):
     study.keep(config=config, theory=None, digits=None)
-    for i, part in study.each(enumerate((_messages, _variational, _theory, _digits)), "part"):
-        part(study, config, jax.random.fold_in(key, i if i < 2 else 2))
+    for i, part in study.each(enumerate((_messages, _variational, _digits, _theory)), "part"):
+        part(study, config, jax.random.fold_in(key, i))
 
 
 def _theory(study, config, key):
@@ -261,23 +259,16 @@ def _digits(study, config, key):
         study.at_least(f"accuracy, variational less {names[way]}", gain, margin, "same networks")
     tables = {way: np.mean(found, 0) for way, found in tables.items()}
     learned = min(np.diag(table).mean() for table in tables.values())
-    quantity = "accuracy on a task just learned, lowest of the methods"
-    study.at_least(quantity, learned, 0.85, "chance is .5")
+    study.at_least("accuracy on a task just learned, lowest of the methods", learned, 0.85, "chance is .5")
     study.keep(digits={way: (tables[way], ways[way], np.mean(curves[way], 0)) for way in ways})
 
 
 def plot(result):
     """The potential, forgetting over the load, the plane of both errors, and the digits."""
     d, c = result.data, result.data.config
-    shown = {
-        "potential": d.theory,
-        "load": True,
-        "plane": d.theory,
-        "similar": True,
-        "digits": d.digits,
-        "strength": d.digits,
-    }
-    names = [name for name, there in shown.items() if there]
+    names = ["load", "similar"]
+    names += ["potential", "plane"] if d.theory else []
+    names += ["digits", "strength"] if d.digits else []
     figure, grid = draw.panels(2, len(names) // 2)
     axes = dict(zip(names, grid.flat, strict=True))
     for i, r0 in enumerate(c.similarity):

@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from physml import data
-from physml.hopfield.spins.glauber import Dense, glauber
-from physml.hopfield.spins.patterns import examples, random_patterns
+from physml.hopfield import Dense, examples, glauber, random_patterns
 from physml.hopfield.theory.data_sets import data_set, entropy
 from physml.metrics import power_law
 from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting

@@ -163,8 +163,7 @@ def _capacity(study, config, rng):
         typical = np.median(1 / p - 1, axis=1)
         measured.append(np.exp(np.interp(0.0, np.log(typical), np.log(counts))))
     off, last = np.max(np.abs(np.log(measured / exact))), shares[config.dims[-1]]
-    quantity = "capacity, largest |ln(measured / derived)|"
-    study.at_most(quantity, off, config.capacity_error, "average over directions")
+    study.at_most("capacity, largest |ln(measured / derived)|", off, config.capacity_error, "average over directions")
     rate = lambda n: straight_line(dims, np.log(n), 1.0)[1].value
     study.near("growth of ln N with d", rate(measured), rate(exact), "the same", atol=config.slope_error)
     study.metrics["growth at large d"] = growth(config.kappa)
@@ -203,8 +202,7 @@ def _kinds(study, config, rng):
     study.near("share of single digits, largest beta", share[-1, 2], 1, "well separated", atol=0.02)
     study.at_least("most metastable share", share[:, 1].max(), 0.3, "three kinds exist")
     mean = np.nansum(purity * share[:, 1]) / np.sum(share[:, 1])
-    quantity = "class shared within metastable states, mean"
-    study.at_least(quantity, mean, 3 * np.mean(alike), "three times chance")
+    study.at_least("class shared within metastable states, mean", mean, 3 * np.mean(alike), "three times chance")
     study.keep(kind_betas=betas, kinds=share, purity=purity)
 
 
@@ -228,8 +226,7 @@ def _completion(study, config, rng):
     found = {curve: np.asarray(_complete(query, memory, betas, curve)) for curve in CURVES}
     curves = {curve: np.mean(np.linalg.norm(x - truth, axis=-1) < 0.1, axis=1) for curve, x in found.items()}
     soft, more = curves["softmax"], curves["softmax, 5 steps"]
-    source = f"{nearest:.3f} by largest overlap"
-    study.at_least("completed by softmax, best beta", soft.max(), config.completed, source)
+    study.at_least("completed by softmax, best beta", soft.max(), config.completed, f"{nearest:.3f} by largest overlap")
     study.near("completed at the largest beta", soft[-1], nearest, "largest overlap", atol=0.02)
     study.at_least("one step against five, largest beta", soft[-1] - more[-1], -0.01, "one step is enough")
     study.metrics |= {f"completed, {curve}": share.max() for curve, share in curves.items()}

@@ -271,14 +271,14 @@ def plot(result):
     axes["score"].set_xticks(range(len(d.scores)), list(d.scores), fontsize=8, rotation=15)
     images, weights, nines = d.example
     size = images.shape[1]
-    axes["bags"].imshow(draw.mosaic(images.reshape(-1, 8, 8), size, gap=2, fill=-1), cmap="gray", alpha=0.9)
+    axes["bags"].imshow(draw.mosaic(images.reshape(-1, 8, 8), size, gap=4, fill=-1), cmap="gray", alpha=0.9)
     for i, j in np.ndindex(nines.shape):
         if weights[i, j] > 0.02:
-            axes["bags"].text(10 * j + 3.5, 10 * i + 8, f"{weights[i, j]:.2f}", fontsize=8, color="C1", ha="center")
+            axes["bags"].text(12 * j + 3.5, 12 * i + 11, f"{weights[i, j]:.2f}", fontsize=8, color="C1", ha="center")
         if nines[i, j]:
-            axes["bags"].add_patch(plt.Rectangle((10 * j - 1, 10 * i - 1), 9, 9, fill=False, color="C2", lw=1.2))
+            axes["bags"].add_patch(plt.Rectangle((12 * j - 0.5, 12 * i - 0.5), 8, 8, fill=False, color="C2", lw=1.2))
     title = "positive bags: nines framed (put first), weights above 0.02 of the association"
-    draw.label(axes["bags"], title, xticks=[], yticks=[])
+    draw.label(axes["bags"], title, xticks=[], yticks=[], ylim=(12 * len(images) - 0.5, -0.5))
     for j, model in enumerate(("Hopfield", "SVM", "logistic regression")):
         value, error = np.transpose([table[model] for table in d.tables.values()])
         draw.measured(axes["tables"], np.arange(len(value)) + 0.15 * (j - 1), value, error, sigmas=1, label=model)

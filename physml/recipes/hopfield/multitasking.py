@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from physml.hopfield.spins.glauber import Dense, glauber
-from physml.hopfield.spins.patterns import dilute, examples, random_patterns
-from physml.hopfield.theory._multitasking import multitasking
+from physml.hopfield import Dense, dilute, examples, glauber, random_patterns
+from physml.hopfield.theory import multitasking
 from physml.hopfield.theory.data_sets import entropy
 from physml.metrics import mean_and_error
 from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting

@@ -23,7 +23,8 @@ Active-dormant attention heads (2024), for the task.
 import dataclasses
 import sys
 from functools import partial
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -186,19 +187,6 @@ def _rounded_losses(model, x, levels):
     return jax.lax.map(one, levels)
 
 
-class Found(NamedTuple):
-    """What is measured of a transformer on sequences of the test."""
-
-    history: np.ndarray  # losses of the training
-    loss: float
-    excess: float  # over the entropy of the task
-    sink: np.ndarray  # weight on the first token, by layer
-    null: np.ndarray  # weight on nothing, by layer
-    rises: np.ndarray  # of the loss, by number of bits
-    size: np.ndarray  # largest |state| by layer and position
-    maps: np.ndarray  # associations of the sequence that is shown, by layer
-
-
 @experiment
 def run(study, config, key):
     task_key, weight_key, data_key = jax.random.split(key, 3)
@@ -216,8 +204,7 @@ def run(study, config, key):
         found[kind] = _measure(study, config, kind, model, np.asarray(history), x, entropy, copy, shown)
     study.metrics["entropy of the task"] = entropy[:, :-1].mean()
     soft, one = (found[kind] for kind in KINDS)
-    quantity = "softmax: weight on nothing, largest layer"
-    study.at_most(quantity, soft.null.max(), 1e-5, "its weights add up to one")
+    study.at_most("softmax: weight on nothing, largest layer", soft.null.max(), 1e-5, "its weights add up to one")
     study.at_most("softmax_1's loss less softmax's", one.loss - soft.loss, config.apart, "same seed and data")
     study.at_least("softmax_1: weight on nothing, largest layer", one.null.max(), config.rest, "heads are at rest")
     quantity, ratio = "weight on the first token, softmax_1 / softmax", one.sink.mean() / soft.sink.mean()
@@ -246,15 +233,15 @@ def _measure(study, config, kind, model, history, x, entropy, copy, shown):
     } | {f"rise at {b} bits": rise for b, rise in zip(config.bits, rises, strict=True)}
     study.metrics |= {f"{kind}: {name}": value for name, value in numbers.items()}
     later = maps[:, :, :, 1:]  # the first token has nowhere else to look
-    return Found(
+    return SimpleNamespace(
         history=history,
         loss=loss.mean(),
         excess=np.mean(loss - entropy[:, :-1]),
-        sink=later[..., 0].mean((0, 2, 3)),
-        null=1 - later.sum(-1).mean((0, 2, 3)),
-        rises=rises,
-        size=np.abs(states).max(-1).mean(0),
-        maps=maps[shown, :, 0],
+        sink=later[..., 0].mean((0, 2, 3)),  # weight on the first token, by layer
+        null=1 - later.sum(-1).mean((0, 2, 3)),  # weight on nothing, by layer
+        rises=rises,  # of the loss, by number of bits
+        size=np.abs(states).max(-1).mean(0),  # by layer and position
+        maps=maps[shown, :, 0],  # associations of one sequence, by layer
     )
 
 

@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from physml.hopfield.theory._dense import critical_load, dense, transition
-from physml.hopfield.theory.one_step import free_energy_one_step, glass_lines, ground_state_load
+from physml.hopfield import theory
 from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
 INFO = Info(
@@ -67,7 +66,7 @@ def run(study, config, key):
 
 def _orders(study, config):
     """The lines at a = p/2 for every p."""
-    glasses = {p: glass_lines(p) for p in config.orders}
+    glasses = {p: theory.glass_lines(p) for p in config.orders}
     solved = np.mean([bool(glass.status.ok) for glass in glasses.values()])
     study.at_least("share of systems of equations solved", solved, 1, "Newton's method")
     three = glasses[3]
@@ -78,8 +77,7 @@ def _orders(study, config):
     # The saddle point is where the general functional, on a product grid, is flat in theta and in q_1.
     t = float(three.static)
     for name, slope in zip(("q_1", "theta"), _slopes(t, _edwards_anderson(t)), strict=True):
-        quantity = f"slope of the free energy at the static point, in {name}"
-        study.at_most(quantity, abs(slope), 1e-6, "stationarity")
+        study.at_most(f"slope of the free energy at the static point, in {name}", abs(slope), 1e-6, "stationarity")
     if max(config.orders) >= 12:
         last, rem, source = glasses[max(config.orders)], math.log(2) ** 0.5, "random energy model"
         study.near("static temperature at the largest p", last.static, 1 / (2 * rem), source, atol=2e-3)
@@ -90,7 +88,7 @@ def _orders(study, config):
 @jax.jit
 def _slopes(t, q):
     """Derivatives in q_1 and theta, whose limit theta -> 1 is that of the functional itself."""
-    f = lambda q, theta: free_energy_one_step(3, 1.5, t, 0.0, 0.0, q, theta, nodes=120)
+    f = lambda q, theta: theory.free_energy_one_step(3, 1.5, t, 0.0, 0.0, q, theta, nodes=120)
     # At theta = 1 nothing depends on q_1: the second derivative is the first that tells.
     return jax.grad(lambda theta: jax.grad(f)(q, theta))(1.0), jax.grad(f, 1)(q, 1.0)
 
@@ -109,18 +107,18 @@ def _diagram(study, config):
     """Load and temperature for p = 3 and 4: fold and stability of retrieval, and the ground-state capacity."""
     ts, diagram = np.linspace(0.01, 0.5, config.temperatures), {}
     for p in (3, 4):
-        line = lambda kind, p=p: np.asarray(jax.vmap(lambda t: transition(p, t, kind))(jnp.asarray(ts)))
-        capacity, end = float(ground_state_load(p)), float(critical_load(p))
+        line = lambda kind, p=p: np.asarray(jax.vmap(lambda t: theory.transition(p, t, kind))(jnp.asarray(ts)))
+        capacity, end = float(theory.ground_state_load(p)), float(theory.critical_load(p))
         diagram[p] = line("fold"), line("stability"), capacity
         # The energies there are those of two different theories; at its very end the branch is singular.
         load = min(capacity, end * (1 - 1e-6))
-        energy, pattern = glass_lines(p, load).energy, dense(p, load, 0.0).check().free_energy
+        energy, pattern = theory.glass_lines(p, load).energy, theory.dense(p, load, 0.0).check().free_energy
         if load < 0.999 * end:
             study.near(f"energies at the ground-state capacity, p = {p}", pattern, energy, "equality", atol=1e-6)
         else:
             study.at_most(f"pattern at the end of retrieval, energy, p = {p}", pattern, energy, "ground state")
     # Symmetric theory puts the glass too low at T = 0, and with it the capacity.
-    share = transition(3, 0.0, "coexistence") / diagram[3][2]
+    share = theory.transition(3, 0.0, "coexistence") / diagram[3][2]
     study.at_most("symmetric over broken capacity, p = 3", share, 0.9, "f_RS < f_1RSB")
     study.keep(temperatures=ts, diagram=diagram)
 
@@ -148,5 +146,7 @@ def plot(result):
         draw.theory(axis, fold, d.temperatures, label="retrieval ends")
         draw.theory(axis, stability, d.temperatures, "C3--", label="retrieval breaks symmetry")
         axis.plot([capacity], [0], "kv", clip_on=False, label="ground-state capacity")
-        draw.label(axis, f"p = {p}", "load a", "T", xlim=(0, 0.35), ylim=(0, 0.6), legend={"fontsize": 7})
+        draw.label(
+            axis, f"p = {p}", "load a", "T", xlim=(0, 0.35), ylim=(0, 0.6), legend={"fontsize": 7, "frameon": True}
+        )
     return figure

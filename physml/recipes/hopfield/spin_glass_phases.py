@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from physml.hopfield.spins.glauber import Pairwise, glauber
+from physml.hopfield import Pairwise, glauber
 from physml.hopfield.theory import SpinGlassPhase, parisi, sherrington_kirkpatrick
 from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
