@@ -18,19 +18,17 @@ Yang, Width and depth limits commute in residual networks (2023).
 
 import dataclasses
 import functools
-from typing import Any
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.dmft.gaussian.edge_of_chaos import correlation_depth, edge_of_chaos
-from physml.dmft.gaussian.finite_width import edgeworth_density, excess_kurtosis, quartic, sample_network
-from physml.dmft.gaussian.infinite_width import nngp, ntk, residual_nngp
+from physml import dmft
+from physml.dmft import edge_of_chaos, excess_kurtosis, quartic
 from physml.dmft.gaussian.weight_ensembles import BlockSparse, Diluted, Gaussian, LowRank, Orthogonal
-from physml.recipes._result import Info, Result, at_least, at_most, close_to
+from physml.metrics import Estimate, jackknife, power_law, straight_line
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
 INFO = Info(
     paper="Yaida, Non-Gaussian processes and neural networks at finite widths (2020); Hayou and Yang (2023)",
@@ -39,30 +37,38 @@ INFO = Info(
 )
 
 VARIANCES = {"linear": (1.0, 0.0), "relu": (2.0, 0.0), "tanh": (2.0, 0.1)}
+PARTS = ("kernels", "chaos", "quartic", "density", "commute", "ensembles")
+ENSEMBLES = {
+    "independent": lambda n: Gaussian(),
+    "orthogonal": lambda n: Orthogonal(),
+    "rank n/4": lambda n: LowRank(n // 4),
+    "8 blocks": lambda n: BlockSparse(8),
+    "fan-in n/4": lambda n: Diluted(n // 4),
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
-    parts: tuple[str, ...] = ("kernels", "chaos", "quartic", "density", "commute", "ensembles")
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    kernel_networks: int = 120
+    parts: tuple[str, ...] = setting(PARTS, choices=PARTS)
+    widths: tuple[int, ...] = setting((64, 128, 256, 512), length=2)
+    kernel_networks: int = setting(120, least=20.0)
     chaos_width: int = 192
-    chaos_networks: int = 800
+    chaos_networks: int = setting(800, least=0.0)
     chaos_depths: tuple[int, ...] = (2, 3, 4, 5, 6, 7)
-    quartic_phis: tuple[str, ...] = ("linear", "relu", "tanh")
+    quartic_phis: tuple[str, ...] = setting(("linear", "relu", "tanh"), choices=VARIANCES)
     quartic_width: int = 64
     quartic_depths: tuple[int, ...] = (1, 2, 4, 8)
-    quartic_networks: int = 4000
-    density_widths: tuple[int, ...] = (24, 48, 96, 192)  # 2^-24: a dead layer has no density
+    quartic_networks: int = setting(4000, least=20.0)
+    density_widths: tuple[int, ...] = setting((24, 48, 96, 192), length=2)  # 2^-24: a dead layer has no density
     density_networks: int = 40000
     grid_widths: tuple[int, ...] = (16, 32, 64, 128)
     grid_depths: tuple[int, ...] = (2, 4, 8, 16, 32)
-    grid_networks: int = 1600
-    ensemble_networks: int = 4000
-    ensembles: tuple[str, ...] = ("independent", "orthogonal", "rank n/4", "8 blocks", "fan-in n/4")
-    fixed_widths: tuple[int, ...] = (32, 64, 128)
+    grid_networks: int = setting(1600, least=20.0)
+    ensemble_networks: int = setting(4000, least=20.0)
+    ensembles: tuple[str, ...] = setting(tuple(ENSEMBLES), choices=ENSEMBLES)
+    fixed_widths: tuple[int, ...] = setting((32, 64, 128), length=0)
     # the bounds of the claims
     slope_tolerance: float = 0.1
     density_tolerance: float = 0.3  # of the power 2
@@ -70,20 +76,10 @@ class Config:
     quartic_tolerance: float = 0.12  # of tanh, to which terms of order 1/n^2 and noise contribute
     commute_tolerance: float = 0.02
 
-    def __post_init__(self):
-        counts = (
-            self.chaos_networks,
-            self.quartic_networks,
-            self.density_networks,
-            self.grid_networks,
-            self.ensemble_networks,
-        )
-        if any(count % 20 for count in counts):
-            raise ValueError(f"networks are counted in twenties, got {counts}")
-        if min(self.kernel_networks, self.quartic_networks, self.grid_networks, self.ensemble_networks) < 20:
-            raise ValueError(f"each average needs at least 20 networks, got {self}")
-        if set(self.quartic_phis) - set(VARIANCES) or min(len(self.widths), len(self.density_widths)) < 2:
-            raise ValueError(f"quartic_phis are among {', '.join(VARIANCES)}, and widths at least two; got {self}")
+    def rules(self):
+        names = ("chaos", "quartic", "density", "grid", "ensemble")
+        counts = [getattr(self, f"{name}_networks") for name in names]
+        return ((not any(count % 20 for count in counts), "networks counted in twenties"),)
 
 
 PAPER = Config()
@@ -93,55 +89,55 @@ SMOKE = Config(
     ensembles=("orthogonal",), ensemble_networks=2000, fixed_widths=(), density_tolerance=0.6, quartic_tolerance=0.2,
 )  # fmt: skip
 
+SABOTAGE = Sabotage(
+    "orthogonal weights told as independent ones", sys.modules[__name__], "quartic",
+    lambda exact: lambda *a, weights=None, **options: exact(*a, **options),
+)  # fmt: skip
+
+
+@experiment
+def run(study, config, key):
+    keys, found = iter(jax.random.split(key, 1000)), {}
+    for part in study.each(config.parts, "part"):
+        found[part] = STAGES[part][0](study, config, keys)
+    study.keep(found=found, config=config)
+
 
 @functools.partial(jax.jit, static_argnames=("count", "options"))
 def _map(x, key, count, options):
-    one = lambda k: sample_network(x, key=k, **dict(options)).kernel
+    one = lambda k: dmft.sample_network(x, key=k, **dict(options)).kernel
     return jax.lax.map(jax.vmap(one), jax.random.split(key, (count // 20, 20))).reshape(-1, len(x), len(x))
 
 
-def sampled(x, key, count: int, phi: str, width: int, depth: int, **options) -> np.ndarray:
+def _sampled(x, key, count, phi, width, depth, **options):
     """Kernels (count, m, m) of as many networks, a multiple of 20."""
     w, b = VARIANCES[phi]
     options = {"weight_var": w, "bias_var": b} | options | {"phi": phi, "width": width, "depth": depth}
     return np.asarray(_map(x, key, count, tuple(options.items())), np.float64)
 
 
-def slope_of(x, y) -> float:
-    """Power of y against x."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+def _variances(key, count, phi, width, depth, **options):
+    """Variances Q (count,) of the output of as many networks for an input of ones."""
+    return _sampled(jnp.ones((1, 4)), key, count, phi, width, depth, **options)[:, 0, 0]
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Sample networks of all kinds beside their theory."""
-    claims: list = []
-    arrays: dict[str, np.ndarray] = {}
-    keys = iter(jax.random.split(key, 1000))
-    parts = {"kernels": _kernels, "chaos": _chaos, "quartic": _quartic, "density": _density, "commute": _commute,
-             "ensembles": _ensembles}  # fmt: skip
-    with progress_bar(len(config.parts), "infinite width", "part", show=progress) as bar:
-        for part in config.parts:
-            claims += parts[part](config, keys, arrays)
-            bar.update()
-    return Result(tuple(claims), {c.quantity: c.value for c in claims}, arrays)
+def _kurtosis(Q):
+    """Excess kurtosis 3 Var Q / <Q>^2 of an output, with an error by the jackknife over 20 groups."""
+    return jackknife(lambda q: 3 * q.var() / q.mean() ** 2, Q.reshape(20, -1))
 
 
-def _kernels(config, keys, arrays):
+def _kernels(study, config, keys):
     """Root mean square distance of sampled K and Theta from the limit, over networks and pairs, at depth 2."""
     x = jax.random.normal(jax.random.key(7), (3, 5))
     w, b = VARIANCES["tanh"]
-    K, theta = (np.asarray(a, np.float64) for a in ntk(x @ x.T / 5, 2, "tanh", w, b))
-    off = lambda a, limit: np.sqrt(np.mean((a - limit) ** 2) / np.mean(limit**2))
-    errors = {"K": [], "NTK": []}
-    for n in config.widths:
-        both = _tangents(x, next(keys), config.kernel_networks, n, w, b)
-        errors["K"].append(off(np.asarray(both[0], np.float64), K))
-        errors["NTK"].append(off(np.asarray(both[1], np.float64), theta))
-    arrays |= {"widths": np.asarray(config.widths)} | {f"{k} error": np.asarray(v) for k, v in errors.items()}
-    return [
-        close_to(f"{k}: power of the error in width", slope_of(config.widths, v), -0.5, config.slope_tolerance, "CLT")
-        for k, v in errors.items()
-    ]
+    limits = [np.asarray(a, np.float64) for a in dmft.ntk(x @ x.T / 5, 2, "tanh", w, b)]
+    off = lambda a, limit: np.sqrt(np.mean((np.asarray(a, np.float64) - limit) ** 2) / np.mean(limit**2))
+    both = [_tangents(x, next(keys), config.kernel_networks, n, w, b) for n in config.widths]
+    errors = {name: [off(pair[i], limits[i]) for pair in both] for i, name in enumerate(("K", "NTK"))}
+    for name, error in errors.items():
+        power = power_law(config.widths, error)[0].value
+        study.near(f"{name}: power of the error in width", power, -0.5, "CLT", atol=config.slope_tolerance)
+    return errors
 
 
 @functools.partial(jax.jit, static_argnames=("count", "n", "w", "b"))
@@ -166,293 +162,220 @@ def _tangents(x, key, count, n, w, b):
     return jax.lax.map(one, jax.random.split(key, count))
 
 
-def _chaos(config, keys, arrays):
+def _chaos(study, config, keys):
     """The critical points, and the decay of correlations in sampled networks of both phases."""
-    tanh, relu = edge_of_chaos("tanh", 0.05), edge_of_chaos("relu")
-    claims = [
-        close_to("edge of chaos, tanh, bias .05: weight variance", tanh.weight_var, 1.7610, 1e-4, "independent solution"),
-        close_to("edge of chaos, ReLU: weight variance", relu.weight_var, 2.0, 1e-6, "exact"),
-    ]  # fmt: skip
-    bias = jnp.linspace(0.0, 0.3, 13)
-    arrays |= {"edge bias": np.asarray(bias), "edge": np.asarray([edge_of_chaos("tanh", b).weight_var for b in bias])}
+    tanh, relu = edge_of_chaos("tanh", 0.05).weight_var, edge_of_chaos("relu").weight_var
+    study.near("edge of chaos, tanh, bias .05: weight variance", tanh, 1.7610, "independent solution", atol=1e-4)
+    study.near("edge of chaos, ReLU: weight variance", relu, 2.0, "exact", atol=1e-6)
     if not config.chaos_networks:
-        return claims
+        return {}
+    depths, found = config.chaos_depths, {}
     for name, w in (("ordered", 1.2), ("chaotic", 3.0)):
-        phase = correlation_depth("tanh", w, 0.05)
+        phase = dmft.correlation_depth("tanh", w, 0.05)
         q, fixed = float(phase.variance), float(phase.correlation)
         start = (0.6 if name == "ordered" else 0.0) * q  # a pair at the fixed variance, below c*
         Kx = (np.array([[q, start], [start, q]]) - 0.05) / w
         x = jnp.asarray(np.linalg.cholesky(Kx) * 2**0.5, jnp.float32)
         gap = lambda K, fixed=fixed: abs(float(K[0, 1]) / float(K[0, 0] * K[1, 1]) ** 0.5 - fixed)
-        networks = lambda depth, x=x, w=w: sampled(
-            x, next(keys), config.chaos_networks, "tanh", config.chaos_width, depth, weight_var=w, bias_var=0.05
-        )
-        gaps = [gap(networks(depth).mean(0)) for depth in config.chaos_depths]
-        theory = [gap(nngp(Kx, depth, "tanh", w, 0.05)) for depth in config.chaos_depths]
-        rate = lambda gap: np.polyfit(config.chaos_depths, np.log(gap), 1)[0]
-        claims.append(
-            close_to(f"{name}: decay rate of sampled correlations over theory", rate(gaps) / rate(theory), 1,
-                     config.depth_tolerance, f"wide limit; xi = {float(phase.depth):.3f}")
-        )  # fmt: skip
-        arrays |= {f"{name} gap": np.asarray(gaps), f"{name} theory": np.asarray(theory)}
-    arrays["chaos depths"] = np.asarray(config.chaos_depths)
-    return claims
+        size, options = (config.chaos_networks, "tanh", config.chaos_width), {"weight_var": w, "bias_var": 0.05}
+        gaps = [gap(_sampled(x, next(keys), *size, depth, **options).mean(0)) for depth in depths]
+        theory = [gap(dmft.nngp(Kx, depth, "tanh", w, 0.05)) for depth in depths]
+        rate = lambda gap: straight_line(depths, np.log(gap), 1.0)[1].value
+        quantity, ratio = f"{name}: decay rate of sampled correlations over theory", rate(gaps) / rate(theory)
+        study.near(quantity, ratio, 1, f"wide limit; xi = {float(phase.depth):.3f}", atol=config.depth_tolerance)
+        found[name] = gaps, theory
+    return found
 
 
-def _spread(Q):
-    """Excess kurtosis 3 Var Q / <Q>^2 of an output, and its standard error by the jackknife over 20 groups."""
-    value = lambda q: 3 * q.var() / q.mean() ** 2
-    groups = np.array_split(Q, 20)
-    left = [value(np.concatenate(groups[:i] + groups[i + 1 :])) for i in range(20)]
-    return value(Q), np.sqrt(19 / 20 * np.sum((np.asarray(left) - np.mean(left)) ** 2))
-
-
-def _quartic(config, keys, arrays):
-    x, claims, n = jnp.ones((1, 4)), [], config.quartic_width
-    arrays["quartic depths"] = np.asarray(config.quartic_depths)
+def _quartic(study, config, keys):
+    """Excess kurtosis of sampled networks over the depth."""
+    n, found = config.quartic_width, {}
     for phi in config.quartic_phis:
-        rows = []
+        rows, theory = [], []
         for depth in config.quartic_depths:
-            value, error = _spread(sampled(x, next(keys), config.quartic_networks, phi, n, depth)[:, 0, 0])
-            exact = phi != "tanh"
-            theory = (
-                excess_kurtosis(n, depth, phi)
-                if exact
-                else quartic(1.0, n, depth, phi, *VARIANCES[phi]).excess_kurtosis
-            )
-            rows.append((value, error, float(theory)))
-        value, error, theory = np.asarray(rows).T
-        arrays |= {f"{phi} kurtosis": value, f"{phi} kurtosis error": error, f"{phi} kurtosis theory": theory}
-        if phi != "tanh":
-            worst = np.max(np.abs(value - theory) / error)
-            claims.append(at_most(f"{phi}: excess kurtosis, largest |z|", worst, 5, "3[(1 + c/n)^L - 1]"))
+            rows.append(_kurtosis(_variances(next(keys), config.quartic_networks, phi, n, depth)))
+            recursion = lambda depth=depth, phi=phi: quartic(1.0, n, depth, phi, *VARIANCES[phi]).excess_kurtosis
+            theory.append(float(recursion() if phi == "tanh" else excess_kurtosis(n, depth, phi)))
+        found[phi] = kurtosis, theory = Estimate(*np.transpose(rows)), np.asarray(theory)
+        if phi == "tanh":
+            worst = np.max(np.abs(kurtosis.value / theory - 1))
+            study.at_most("tanh: excess kurtosis, relative error", worst, config.quartic_tolerance, "recursion")
         else:
-            worst = np.max(np.abs(value / theory - 1))
-            claims.append(
-                at_most("tanh: excess kurtosis, relative error", worst, config.quartic_tolerance, "recursion")
-            )
-    return claims
+            worst = np.max(np.abs(kurtosis.z(theory)))
+            study.at_most(f"{phi}: excess kurtosis, largest |z|", worst, 5, "3[(1 + c/n)^L - 1]")
+    return found
 
 
-def _distance(groups, model, dy):
-    """L1 distance of the mean of groups from a model, and its standard error by the jackknife."""
-    left = (groups.sum(0) - groups) / (len(groups) - 1)
-    far = np.sum(np.abs(left - model), 1) * dy
-    error = np.sqrt((len(groups) - 1) / len(groups) * np.sum((far - far.mean()) ** 2))
-    return np.sum(np.abs(groups.mean(0) - model)) * dy, error
-
-
-def _density(config, keys, arrays):
+def _density(study, config, keys):
     """L1 distances of Gaussian and Edgeworth densities from the sampled mixture over networks, at depth 2, ReLU."""
-    x, depth, q = jnp.ones((1, 4)), 2, 2.0
-    y = np.linspace(-12.0, 12.0, 481)
-    dy = y[1] - y[0]
+    depth, q, y = 2, 2.0, np.linspace(-12.0, 12.0, 481)
     gauss = np.exp(-0.5 * y**2 / q) / np.sqrt(2 * np.pi * q)
     slope = gauss * (y**2 / q - 1) / (2 * q)
     # <Q> = q exactly, so the part linear in Q - q is known to vanish.
     mix = lambda Q: (np.exp(-0.5 * y[:, None] ** 2 / Q) / np.sqrt(2 * np.pi * Q)).mean(1) - slope * (Q.mean() - q)
-    rows = []
+    distance = lambda groups, model: jackknife(lambda g: np.sum(np.abs(g.mean(0) - model)) * (y[1] - y[0]), groups)
+    rows = {"gauss": [], "edgeworth": []}
     for n in config.density_widths:
-        Q = sampled(x, next(keys), config.density_networks, "relu", n, depth)[:, 0, 0]
-        groups = np.stack([mix(part) for part in np.array_split(Q, 20)])
+        Q = _variances(next(keys), config.density_networks, "relu", n, depth)
+        groups = np.stack([mix(part) for part in np.split(Q, 20)])
         with jax.enable_x64(True):
-            edge = np.asarray(edgeworth_density(y, q, quartic(1.0, n, depth, "relu").excess_kurtosis))
-        rows.append((*_distance(groups, gauss, dy), *_distance(groups, edge, dy)))
-    g, g_error, e, e_error = np.asarray(rows).T
-    widths = config.density_widths
-    arrays |= {"density widths": np.asarray(widths), "gauss L1": g, "gauss L1 error": g_error, "edgeworth L1": e,
-               "edgeworth L1 error": e_error}  # fmt: skip
-    return [
-        at_most(f"n={widths[-1]}: L1 error of Edgeworth over Gaussian", e[-1] / g[-1], 0.35, "closer", e_error[-1] / g[-1]),
-        close_to("Gaussian density: power of the error in width", slope_of(widths, g), -1, config.density_tolerance / 2, "first order"),
-        close_to("Edgeworth density: power of the error in width", slope_of(widths, e), -2, config.density_tolerance, "second order"),
-    ]  # fmt: skip
+            edge = np.asarray(dmft.edgeworth_density(y, q, quartic(1.0, n, depth, "relu").excess_kurtosis))
+        rows["gauss"].append(distance(groups, gauss))
+        rows["edgeworth"].append(distance(groups, edge))
+    g, e = found = [Estimate(*np.transpose(row)) for row in rows.values()]
+    widths, tolerance = config.density_widths, config.density_tolerance
+    quantity, ratio = f"n={widths[-1]}: L1 error of Edgeworth over Gaussian", e.value[-1] / g.value[-1]
+    study.at_most(quantity, ratio, 0.35, "closer", error=e.error[-1] / g.value[-1])
+    power = lambda distance: power_law(widths, distance.value)[0].value
+    study.near("Gaussian density: power of the error in width", power(g), -1, "first order", atol=tolerance / 2)
+    study.near("Edgeworth density: power of the error in width", power(e), -2, "second order", atol=tolerance)
+    return dict(zip(rows, found, strict=True))
 
 
-def _commute(config, keys, arrays):
+def _commute(study, config, keys):
     """Residual ReLU networks over a grid of width and depth; the linear one's fluctuations; branches left unscaled."""
     x = jnp.asarray([[1.0, 1.0], [1.0, -1.0]])  # orthogonal inputs of variance 1
-    limit = np.asarray(residual_nngp(np.eye(2)), np.float64)
+    limit = np.asarray(dmft.residual_nngp(np.eye(2)), np.float64)
     ns, Ls, count = config.grid_widths, config.grid_depths, config.grid_networks
     options = {"residual": True, "weight_var": 1.0}
-    shape = (len(ns), len(Ls))
-    mean, noise, rms = np.zeros((*shape, 2, 2)), np.zeros((*shape, 2, 2)), np.zeros(shape)
-    for i, n in enumerate(ns):
-        for j, L in enumerate(Ls):
-            K = sampled(x, next(keys), count, "relu", n, L, **options)
-            mean[i, j], noise[i, j] = K.mean(0), K.std(0) / count**0.5
-            rms[i, j] = np.sqrt(((K - limit) ** 2).mean())
-    a, b = np.meshgrid(1 / np.asarray(ns), 1 / np.asarray(Ls), indexing="ij")
-    claims, q = [], limit[0, 0]
+    K = [_sampled(x, next(keys), count, "relu", n, L, **options) for n in ns for L in Ls]
+    mean, noise = np.mean(K, 1), np.std(K, 1) / count**0.5
+    rms = np.sqrt(np.mean((K - limit) ** 2, (1, 2, 3))).reshape(len(ns), len(Ls))
+    a, b = (grid.ravel() for grid in np.meshgrid(1 / np.asarray(ns), 1 / np.asarray(Ls), indexing="ij"))
+    q, source = limit[0, 0], "q = e^(t/2) and the arc-cosine flow"
     for name, i, j in (("variance", 0, 0), ("covariance", 0, 1)):
-        weight = 1 / noise[:, :, i, j].ravel()
-        design = np.stack([np.ones(a.size), a.ravel(), b.ravel(), b.ravel() ** 2], 1) * weight[:, None]
-        cov = np.linalg.inv(design.T @ design)
-        fit = cov @ design.T @ (mean[:, :, i, j].ravel() * weight)
-        claims.append(
-            close_to(f"both limits, {name} over sqrt(e)", fit[0] / q, limit[i, j] / q, config.commute_tolerance,
-                     "q = e^(t/2) and the arc-cosine flow", np.sqrt(cov[0, 0]) / q)
-        )  # fmt: skip
-    power = slope_of(ns, rms[:, -1])
-    claims.append(
-        close_to(
-            "deepest networks: power of the error in width", power, -0.5, config.slope_tolerance, "CLT at any depth"
-        )
-    )
+        weight = 1 / noise[:, i, j]
+        design = np.stack([np.ones(a.size), a, b, b**2], 1) * weight[:, None]
+        covariance = np.linalg.inv(design.T @ design)
+        fit = Estimate((covariance @ design.T @ (mean[:, i, j] * weight))[0] / q, covariance[0, 0] ** 0.5 / q)
+        study.near(f"both limits, {name} over sqrt(e)", fit, limit[i, j] / q, source, atol=config.commute_tolerance)
+    quantity, power = "deepest networks: power of the error in width", power_law(ns, rms[:, -1])[0].value
+    study.near(quantity, power, -0.5, "CLT at any depth", atol=config.slope_tolerance)
     n, L = ns[0], Ls[-1]
-    value, error = _spread(sampled(x[:1], next(keys), count, "linear", n, L, **options)[:, 0, 0])
+    found = _kurtosis(_sampled(x[:1], next(keys), count, "linear", n, L, **options)[:, 0, 0])
     exact = 3 * ((1 + 2 / n) * (1 + (4 / L + 2 / L**2) / (n * (1 + 1 / L) ** 2)) ** L - 1)
-    claims.append(
-        at_most(
-            f"linear, n={n}, L={L}: |z| of the kurtosis",
-            abs(value - exact) / error,
-            5,
-            f"exact {exact:.4f}, bounded in L",
-        )
-    )
-    loose = sampled(x, next(keys), 20, "relu", ns[-1], L, residual=True, weight_var=1.0, time=None)[:, 0, 0].mean()
-    claims.append(at_least("branches of scale 1: variance over the limit", loose / q, 5, "(3/2)^L grows"))
-    arrays |= {"grid widths": np.asarray(ns), "grid depths": np.asarray(Ls), "grid rms": rms}
-    return claims
+    quantity, source = f"linear, n={n}, L={L}: |z| of the kurtosis", f"exact {exact:.4f}, bounded in L"
+    study.at_most(quantity, abs(found.z(exact)), 5, source)
+    loose = _sampled(x, next(keys), 20, "relu", ns[-1], L, **options, time=None)[:, 0, 0].mean()
+    study.at_least("branches of scale 1: variance over the limit", loose / q, 5, "(3/2)^L grows")
+    return rms
 
 
-def _ensembles(config, keys, arrays):
+def _ensembles(study, config, keys):
     """Quartic term and shift of the variance of every ensemble beside the recursion, for tanh."""
-    n, depth, x = config.quartic_width, 4, jnp.ones((1, 4))
-    made = {"independent": Gaussian(), "orthogonal": Orthogonal(), "rank n/4": LowRank(n // 4),
-            "8 blocks": BlockSparse(8), "fan-in n/4": Diluted(n // 4)}  # fmt: skip
-    claims, rows = [], []
-    independent = quartic(1.0, n, depth, "tanh", *VARIANCES["tanh"])
+    n, depth, found = config.quartic_width, 4, {}
+    recursion = lambda **options: quartic(1.0, n, depth, "tanh", *VARIANCES["tanh"], **options)
+    independent = float(recursion().excess_kurtosis)
     for name in config.ensembles:
-        Q = sampled(x, next(keys), config.ensemble_networks, "tanh", n, depth, weights=made[name])[:, 0, 0]
-        theory = quartic(1.0, n, depth, "tanh", *VARIANCES["tanh"], weights=made[name])
-        kurtosis, wanted = float(theory.excess_kurtosis), float(theory.shift)
-        value, error = _spread(Q)
-        shift, shift_error = Q.mean() - float(theory.variance), Q.std() / len(Q) ** 0.5
-        rows.append((value, error, kurtosis, n * shift, n * shift_error, n * wanted))
-        told = abs(shift - wanted) / (4 * shift_error + 0.15 * abs(wanted))
-        claims += [
-            at_most(f"{name}: kurtosis, relative error", abs(value / kurtosis - 1), config.quartic_tolerance, "recursion", error / kurtosis),
-            at_most(f"{name}: shift of the variance, error over 4 s.e. + 15%", told, 1, "recursion"),
-        ]  # fmt: skip
+        weights = ENSEMBLES[name](n)
+        Q = _variances(next(keys), config.ensemble_networks, "tanh", n, depth, weights=weights)
+        theory, kurtosis = recursion(weights=weights), _kurtosis(Q)
+        wanted, shift = float(theory.excess_kurtosis), float(theory.shift)
+        off, error = abs(kurtosis.value / wanted - 1), kurtosis.error / wanted
+        told = abs(Q.mean() - float(theory.variance) - shift) / (4 * Q.std() / len(Q) ** 0.5 + 0.15 * abs(shift))
+        quantity, bound = f"{name}: kurtosis, relative error", config.quartic_tolerance
+        study.at_most(quantity, off, bound, "recursion", error=error)
+        study.at_most(f"{name}: shift of the variance, error over 4 s.e. + 15%", told, 1, "recursion")
         if name in ("orthogonal", "rank n/4"):
-            away = abs(value - float(independent.excess_kurtosis)) / error
-            claims.append(
-                at_least(f"{name}: kurtosis away from independent weights, z", away, 8, "the ensemble matters")
-            )
-    arrays |= {"ensemble names": np.asarray(config.ensembles), "ensembles": np.asarray(rows)}
-    return claims + (_fixed(config, keys, arrays) if config.fixed_widths else [])
+            quantity, away = f"{name}: kurtosis away from independent weights, z", abs(kurtosis.z(independent))
+            study.at_least(quantity, away, 8, "the ensemble matters")
+        found[name] = kurtosis, wanted
+    if config.fixed_widths:
+        _fixed(study, config, keys)
+    return found
 
 
-def _fixed(config, keys, arrays):
+def _fixed(study, config, keys):
     """Rank and fan-in that stay as n grows, beside those that grow."""
-    x, widths, claims = jnp.ones((1, 4)), config.fixed_widths, []
-    for name, weights in {"rank n/4": lambda n: LowRank(n // 4), "rank 8": lambda n: LowRank(8)}.items():
-        draw = lambda n, w=weights: sampled(x, next(keys), config.ensemble_networks, "relu", n, 3, weights=w(n))[
-            :, 0, 0
-        ]
-        value, error = np.asarray([_spread(draw(n)) for n in widths]).T
+    widths, count, source = config.fixed_widths, config.ensemble_networks, "(1 + 5/n)^L (1 + 2/r)^(L - 1)"
+    for name, weights in {"rank n/4": ENSEMBLES["rank n/4"], "rank 8": lambda n: LowRank(8)}.items():
+        rows = [_kurtosis(_variances(next(keys), count, "relu", n, 3, weights=weights(n))) for n in widths]
         theory = np.asarray([float(excess_kurtosis(n, 3, "relu", weights=weights(n))) for n in widths])
-        worst = np.max(np.abs(value - theory) / error)
-        claims.append(at_most(f"{name}, ReLU: kurtosis, largest |z|", worst, 5, "(1 + 5/n)^L (1 + 2/r)^(L - 1)"))
-        arrays |= {f"{name} kurtosis": value, f"{name} kurtosis error": error, f"{name} kurtosis theory": theory}
-    for name, weights in {"fan-in 8": lambda n: Diluted(8), "fan-in n/4": lambda n: Diluted(n // 4)}.items():
-        draw = lambda n, w=weights: sampled(x, next(keys), config.ensemble_networks, "tanh", n, 4, weights=w(n))[
-            :, 0, 0
-        ]
-        Q = [draw(n) for n in widths]
-        theory = [quartic(1.0, n, 4, "tanh", *VARIANCES["tanh"], weights=weights(n)) for n in widths]
-        shift = np.asarray([q.mean() - float(t.variance) for q, t in zip(Q, theory, strict=True)])
-        error = np.asarray([q.std() / len(q) ** 0.5 for q in Q])
-        left, bar = shift[-1] / shift[0], error[-1] / abs(shift[0])
+        worst = np.max(np.abs(Estimate(*np.transpose(rows)).z(theory)))
+        study.at_most(f"{name}, ReLU: kurtosis, largest |z|", worst, 5, source)
+    for name, weights in {"fan-in 8": lambda n: Diluted(8), "fan-in n/4": ENSEMBLES["fan-in n/4"]}.items():
+        shifts = []
+        for n in widths:
+            Q = _variances(next(keys), count, "tanh", n, 4, weights=weights(n))
+            limit = float(quartic(1.0, n, 4, "tanh", *VARIANCES["tanh"], weights=weights(n)).variance)
+            shifts.append(Estimate(Q.mean() - limit, Q.std() / len(Q) ** 0.5))
+        first, last = shifts[0].value, shifts[-1]
+        left = Estimate(last.value / first, last.error / abs(first))
+        quantity = f"{name}: shift left at the largest width"
         if name == "fan-in 8":
-            claims.append(at_least("fan-in 8: shift left at the largest width", left, 0.6, "changes the limit", bar))
+            study.at_least(quantity, left, 0.6, "changes the limit")
         else:
-            bound = 1.8 * widths[0] / widths[-1]
-            claims.append(at_most("fan-in n/4: shift left at the largest width", left, bound, "falls as 1/n", bar))
-        arrays |= {f"{name} shift": shift, f"{name} shift error": error,
-                   f"{name} shift theory": np.asarray([float(t.shift) for t in theory])}  # fmt: skip
-    arrays["fixed widths"] = np.asarray(widths)
-    return claims
+            study.at_most(quantity, left, 1.8 * widths[0] / widths[-1], "falls as 1/n")
 
 
-def plot(result: Result) -> Any:
-    """Six panels, one for each part: points sampled, lines theory."""
-    import matplotlib.pyplot as plt
-
-    a = result.arrays
-    figure, axes = plt.subplots(2, 3, figsize=(14, 7.6), layout="constrained")
-    (kernels, chaos, quart), (density, commute, beyond) = axes
-    for name in ("K", "NTK") if "widths" in a else ():
-        kernels.loglog(a["widths"], a[f"{name} error"], "o", label=name)
-        kernels.loglog(a["widths"], a[f"{name} error"][0] * (a["widths"] / a["widths"][0]) ** -0.5, "k-", lw=0.8)
-    kernels.set(xlabel="width n", ylabel="relative error", title="kernels of sampled networks; lines $n^{-1/2}$")
-    kernels.legend(*kernels.get_legend_handles_labels())
-    if "chaos depths" in a:
-        for i, name in enumerate(("ordered", "chaotic")):
-            chaos.semilogy(a["chaos depths"], a[f"{name} gap"], "o", color=f"C{i}", label=name)
-            chaos.semilogy(a["chaos depths"], a[f"{name} theory"], "-", color=f"C{i}", lw=1)
-        chaos.set(xlabel="layer", ylabel=r"$|c - c^*|$", title="correlations decay on both sides of the edge")
-        chaos.legend()
-    else:
-        chaos.plot(a["edge bias"], a["edge"])
-        chaos.set(xlabel=r"$\sigma_b^2$", ylabel=r"$\sigma_w^2$", title="edge of chaos, tanh")
-    for i, phi in enumerate(VARIANCES):
-        if f"{phi} kurtosis" in a:
-            quart.errorbar(
-                a["quartic depths"],
-                a[f"{phi} kurtosis"],
-                2 * a[f"{phi} kurtosis error"],
-                fmt="o",
-                color=f"C{i}",
-                ms=4,
-                label=phi,
-            )
-            quart.plot(a["quartic depths"], a[f"{phi} kurtosis theory"], "-", color=f"C{i}", lw=1)
-    quart.set(xlabel="hidden layers", ylabel="excess kurtosis", title="quartic term", yscale="log")
-    quart.legend()
-    for i, name in enumerate(("gauss", "edgeworth")):
-        density.errorbar(
-            a["density widths"], a[f"{name} L1"], 2 * a[f"{name} L1 error"], fmt="o", color=f"C{i}", ms=4, label=name
-        )
-        density.plot(
-            a["density widths"],
-            a[f"{name} L1"][0] * (a["density widths"] / a["density widths"][0]) ** -(1.0 + i),
-            "k-",
-            lw=0.8,
-        )
-    density.set(
-        xlabel="width n",
-        ylabel="L1 distance",
-        title="density of an output; lines $n^{-1}$, $n^{-2}$",
-        xscale="log",
-        yscale="log",
-    )
-    density.legend()
-    for i, L in enumerate(a.get("grid depths", ())):
-        commute.loglog(
-            a["grid widths"],
-            a["grid rms"][:, i],
-            "o-",
-            ms=4,
-            color=plt.get_cmap("viridis")(i / len(a["grid depths"])),
-            label=f"L = {L}",
-        )
-    commute.set(
-        xlabel="width n", ylabel="rms distance from the double limit", title="residual networks, branches $L^{-1/2}$"
-    )
-    commute.legend(*commute.get_legend_handles_labels(), fontsize=8)
-    rows = a["ensembles"]
-    for i, name in enumerate(a["ensemble names"]):
-        beyond.errorbar(rows[i, 2], rows[i, 0], 2 * rows[i, 1], fmt="o", ms=5, label=str(name))
-    ends = np.array([rows[:, 2].min() / 1.3, rows[:, 2].max() * 1.3])
-    beyond.plot(ends, ends, "k-", lw=0.8)
-    beyond.set(
-        xlabel="kurtosis by the recursion",
-        ylabel="sampled",
-        title="beyond independent weights, tanh",
-        xscale="log",
-        yscale="log",
-    )
-    beyond.legend(fontsize=8)
+def plot(result):
+    """A panel for each part: points sampled, lines theory."""
+    d = result.data
+    rows = 1 + (len(d.found) > 3)
+    figure, axes = draw.panels(rows, -(-len(d.found) // rows), squeeze=False)
+    for axis, (part, found) in zip(axes.flat, d.found.items(), strict=False):
+        STAGES[part][1](axis, d.config, found)
+    for axis in axes.flat[len(d.found) :]:
+        axis.set_axis_off()
     return figure
+
+
+def _draw_kernels(axis, config, found):
+    for name, error in found.items():
+        draw.measured(axis, config.widths, error, label=name)
+        draw.slope(axis, config.widths, error, -0.5, ls="-", lw=0.8)
+    draw.label(axis, "kernels of sampled networks; lines $n^{-1/2}$", "width n", "relative error", log="xy")
+
+
+def _draw_chaos(axis, config, found):
+    for i, (name, (gaps, theory)) in enumerate(found.items()):
+        draw.measured(axis, config.chaos_depths, gaps, color=f"C{i}", label=name)
+        draw.theory(axis, config.chaos_depths, theory, f"C{i}", lw=1)
+    if found:
+        draw.label(axis, "correlations decay on both sides of the edge", "layer", r"$|c - c^*|$", log="y")
+    else:
+        bias = np.linspace(0.0, 0.3, 13)
+        draw.theory(axis, bias, [edge_of_chaos("tanh", b).weight_var for b in bias])
+        draw.label(axis, "edge of chaos, tanh", r"$\sigma_b^2$", r"$\sigma_w^2$")
+
+
+def _draw_quartic(axis, config, found):
+    for i, (phi, (kurtosis, theory)) in enumerate(found.items()):
+        draw.measured(axis, config.quartic_depths, *kurtosis, color=f"C{i}", label=phi)
+        draw.theory(axis, config.quartic_depths, theory, f"C{i}", lw=1)
+    draw.label(axis, "quartic term", "hidden layers", "excess kurtosis", log="y")
+
+
+def _draw_density(axis, config, found):
+    for i, (name, distance) in enumerate(found.items()):
+        draw.measured(axis, config.density_widths, *distance, color=f"C{i}", label=name)
+        draw.slope(axis, config.density_widths, distance.value, -1 - i, ls="-", lw=0.8)
+    title = "density of an output; lines $n^{-1}$, $n^{-2}$"
+    draw.label(axis, title, "width n", "L1 distance", log="xy")
+
+
+def _draw_commute(axis, config, found):
+    for i, L in enumerate(config.grid_depths):
+        color = (0.1, i / len(config.grid_depths), 0.5)
+        axis.plot(config.grid_widths, found[:, i], "o-", ms=4, color=color, label=f"L = {L}")
+    title, y = "residual networks, branches $L^{-1/2}$", "rms distance from the double limit"
+    draw.label(axis, title, "width n", y, log="xy")
+
+
+def _draw_ensembles(axis, config, found):
+    wanted = np.array([wanted for _, wanted in found.values()])
+    for name, (kurtosis, theory) in found.items():
+        draw.measured(axis, theory, *kurtosis, ms=5, label=name)
+    ends = [wanted.min() / 1.3, wanted.max() * 1.3]
+    draw.theory(axis, ends, ends, lw=0.8)
+    draw.label(axis, "beyond independent weights, tanh", "kurtosis by the recursion", "sampled", log="xy")
+
+
+STAGES = {
+    "kernels": (_kernels, _draw_kernels),
+    "chaos": (_chaos, _draw_chaos),
+    "quartic": (_quartic, _draw_quartic),
+    "density": (_density, _draw_density),
+    "commute": (_commute, _draw_commute),
+    "ensembles": (_ensembles, _draw_ensembles),
+}

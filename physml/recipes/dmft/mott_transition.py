@@ -17,7 +17,8 @@ axis.
 """
 
 import dataclasses
-import functools
+import sys
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -28,13 +29,9 @@ import numpy as np
 from physml import dmft
 from physml.core._continuation import continuation
 from physml.core._fixed_point import Damped
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.dmft.equations.branches import curve, cusp, fold, leading_eigenvalue
-from physml.dmft.impurity.hubbard import BetheHubbard
-from physml.dmft.impurity.hubbard_real import RealBetheHubbard
-from physml.dmft.impurity.spectra import discrepancy, pade
-from physml.recipes._result import Info, Result, at_least, at_most, close_to
+from physml.dmft import BetheHubbard, RealBetheHubbard, discrepancy
+from physml.metrics import power_law
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
 INFO = Info(
     paper="Georges, Kotliar, Krauth and Rozenberg, Dynamical mean-field theory (1996)",
@@ -43,47 +40,44 @@ INFO = Info(
 )
 
 ANCHOR = "an independent discretisation of the same equations"
+SPINODALS = (2.5748, 2.9945)  # U_c1, U_c2 at beta D = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Temperatures, resolutions, and what the claims ask for."""
 
     beta: float = 50.0  # of the hysteresis loop; the reference values belong to 50
     loop: tuple[float, float, float] = (2.2, 3.2, 0.0025)  # U from, to, in steps of
-    temperatures: int = 24  # of the wedge, between the coldest and the cusp; 0 leaves the wedge out
-    coldest: float = 0.005
-    spectra: tuple[float, ...] = (2.0, 2.8)  # U; both branches where they exist
+    temperatures: int = setting(24, least=0.0)  # of the wedge, from the coldest to the cusp; 0 leaves the wedge out
+    coldest: float = setting(0.005, below=0.02)
+    spectra: tuple[float, ...] = setting((2.0, 2.8), length=0)  # U; both branches where they exist
     points: int = 8001  # of the real axis
     # the bounds of the claims
     spinodal_tolerance: float = 0.005
     slope_tolerance: float = 1e-4
     axes_tolerance: float = 1e-3
 
-    def __post_init__(self):
-        if 0 < self.temperatures < 8 or not 0 < self.coldest < 0.02 or self.loop[2] <= 0:
-            raise ValueError(f"temperatures: 0 or at least 8; coldest in (0, 0.02); a positive step; got {self}")
+    def rules(self):
+        return ((self.temperatures == 0 or self.temperatures >= 8, "no temperatures of the wedge, or at least 8"),)
 
 
 PAPER = Config()
 SMOKE = Config(loop=(2.5, 3.05, 0.01), temperatures=0, coldest=0.015, spectra=(), spinodal_tolerance=0.012)
 
+SABOTAGE = Sabotage(
+    "a band wider by one hundredth", sys.modules[__name__], "BetheHubbard",
+    lambda exact: lambda **fields: exact(D=1.01, **fields),
+)  # fmt: skip
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
+
+@experiment
+def run(study, config, key):
     """Everything is deterministic; `key` is not used."""
-    claims: list = []
-    metrics: dict[str, float] = {}
-    with progress_bar(4, "Mott transition", "part", show=progress) as bar:
-        arrays, upper, lower = _hysteresis(config, claims, metrics)
-        bar.update()
-        _slopes(config, claims, metrics, upper, lower)
-        bar.update()
-        if config.temperatures:
-            arrays |= _wedge(config, claims, metrics, upper, lower)
-        bar.update()
-        arrays |= _spectra(config, claims)
-        bar.update()
-    return Result(tuple(claims), metrics | {c.quantity: c.value for c in claims}, arrays)
+    study.keep(wedge=None)
+    with jax.enable_x64(True):
+        for stage in study.each((_hysteresis, _slopes, _wedge, _spectra), "stage"):
+            stage(study, config)
 
 
 def _model(config):
@@ -92,19 +86,18 @@ def _model(config):
     return lambda u, t: BetheHubbard(U=u, beta=1 / t, cutoff=cutoff, frequencies=64, times=2)
 
 
-@functools.lru_cache(maxsize=4)
-def _line(config):
-    """Compiled: the fold near (U, unknowns) at temperature T."""
-    model = _model(config)
-    return jax.jit(lambda p, x, t: fold(lambda u: model(u, t), p, x))
+@partial(jax.jit, static_argnames="config")
+def _fold(config, p, x, t):
+    """The fold near (U, unknowns) at temperature T."""
+    return dmft.fold(lambda u: _model(config)(u, t), p, x)
 
 
-@functools.lru_cache(maxsize=4)
-def _measure(config):
-    """Compiled: Z and the largest eigenvalue of the iteration at many (U, unknowns)."""
+@partial(jax.jit, static_argnames="config")
+def _measure(config, u, x):
+    """Z and the largest eigenvalue of the iteration at many (U, unknowns)."""
     model = lambda u: _model(config)(u, 1 / config.beta)
-    one = lambda pair: (model(pair[0]).finish(pair[1]).Z, leading_eigenvalue(model(pair[0]), pair[1]))
-    return jax.jit(lambda u, x: jax.lax.map(one, (u, x)))
+    one = lambda pair: (model(pair[0]).finish(pair[1]).Z, dmft.leading_eigenvalue(model(pair[0]), pair[1]))
+    return jax.lax.map(one, (u, x))
 
 
 def _branches(config):
@@ -116,172 +109,142 @@ def _branches(config):
 
     def follow(metal):
         options: dict[str, Any] = dict(direction="both", method=Damped(1.0), tol=1e-11, max_steps=20000)
-        both: Any = continuation(
-            lambda g, u: model(u).update(g), us, {"forward": metal, "backward": insulator}, **options
-        )
+        start = {"forward": metal, "backward": insulator}
+        both: Any = continuation(lambda g, u: model(u).update(g), us, start, **options)
         return both.forward.values, both.backward.values, jnp.append(both.forward.status.ok, both.backward.status.ok)
 
     return us, *jax.jit(follow)(model(us[0]).init())
 
 
-def _jumps(config, claims, us, up, down, fine):
-    """Where the branches part; half a step of U is left open."""
-    apart, step = np.abs(up - down) > 5e-3, config.loop[2]
+def _hysteresis(study, config):
+    """The spinodals by the jumps of the branches, and as folds of the curve that joins them."""
+    us, metal, insulator, fine = _branches(config)
+    model = lambda u: _model(config)(u, 1 / config.beta)
+    out = jax.jit(lambda x: dmft.curve(model, us[0], x, step=0.1, steps=45, scale=0.2))(metal[0]).check()
+    turns = np.flatnonzero(np.diff(np.sign(out.turn)))
+    if len(turns) != 2:
+        raise ValueError(f"the curve at beta = {config.beta} passes {len(turns)} folds, not two: no hysteresis")
+    folds = [_fold(config, out.params[i], out.values[i], jnp.asarray(1 / config.beta)).check() for i in turns]
+    c2, c1 = (float(found.p) for found in folds)
+    # One call for the branches, the curve and the folds.
+    places = jnp.concatenate([us, us, out.params, jnp.stack([found.p for found in folds])])
+    states = jnp.concatenate([metal, insulator, out.values, jnp.stack([found.value for found in folds])])
+    ends = np.cumsum([len(us), len(us), len(out.params)])
+    z, eigenvalues = (np.split(a, ends) for a in np.asarray(_measure(config, places, states)))
+    # Where the branches part; half a step of U is left open.
+    step = config.loop[2]
+    apart = np.abs(z[0] - z[1]) > 5e-3
     jumps = us[apart][[0, -1]] + step / 2 * np.array([-1, 1])
-    claims.append(at_least("share of points converged", np.mean(fine), 1, "tolerance 1e-11"))
-    claims.append(close_to("U_c1 by the jump", jumps[0], 2.5748, config.spinodal_tolerance, ANCHOR))
-    claims.append(close_to("U_c2 by the jump", jumps[1], 2.9945, config.spinodal_tolerance, ANCHOR))
-    return float(up[apart][-1] - down[apart][-1])
-
-
-def _hysteresis(config, claims, metrics):
-    with jax.enable_x64(True):
-        us, metal, insulator, fine = _branches(config)
-        model, line = lambda u: _model(config)(u, 1 / config.beta), _line(config)
-        out = jax.jit(lambda x: curve(model, us[0], x, step=0.1, steps=45, scale=0.2))(metal[0]).check()
-        turns = np.flatnonzero(np.diff(np.sign(out.turn)))
-        if len(turns) != 2:
-            raise ValueError(f"the curve at beta = {config.beta} passes {len(turns)} folds, not two: no hysteresis")
-        found = [line(out.params[i], out.values[i], jnp.asarray(1 / config.beta)).check() for i in turns]
-        folds = jnp.stack([f.p for f in found]), jnp.stack([f.value for f in found])
-        # One call for the branches, the curve and the folds.
-        n = len(us)
-        z, eigenvalue = _measure(config)(
-            jnp.concatenate([us, us, out.params, folds[0]]), jnp.concatenate([metal, insulator, out.values, folds[1]])
-        )
-        z, eigenvalue = np.asarray(z), np.asarray(eigenvalue)
-        c2, c1 = (float(f.p) for f in found)
-    up, down = z[:n], z[n : 2 * n]
-    metrics["jump of Z at U_c2"] = _jumps(config, claims, us, up, down, fine)
-    claims.append(close_to("U_c1 by the fold", c1, 2.5748, 1e-3, ANCHOR))
-    claims.append(close_to("U_c2 by the fold", c2, 2.9945, 1e-3, ANCHOR))
-    off = np.max(np.abs(eigenvalue[-2:] - 1))
-    claims.append(at_most("largest eigenvalue at the folds, from 1", off, 1e-6, "definition of a fold"))
+    study.at_least("share of points converged", np.mean(fine), 1, "tolerance 1e-11")
+    for name, jump, turn, known in zip(("U_c1", "U_c2"), jumps, (c1, c2), SPINODALS, strict=True):
+        study.near(f"{name} by the jump", jump, known, ANCHOR, atol=config.spinodal_tolerance)
+        study.near(f"{name} by the fold", turn, known, ANCHOR, atol=1e-3)
+    off = np.max(np.abs(eigenvalues[-1] - 1))
+    study.at_most("largest eigenvalue at the folds, from 1", off, 1e-6, "definition of a fold")
     # A smooth branch has second differences that shrink with the step; a jump would leave one of its own size.
     inside = (us > c1 + 0.02) & (us < c2 - 0.02)
-    rough = max(np.max(np.abs(np.diff(np.log(branch[inside]), 2))) for branch in (up, down))
-    claims.append(at_most("second differences of log Z inside the loop", rough, 250 * config.loop[2] ** 2, "smooth"))
-    arrays = {
-        "U": us, "Z up": up, "Z down": down, "eigenvalue up": eigenvalue[:n], "eigenvalue down": eigenvalue[n : 2 * n],
-        "curve U": np.asarray(out.params), "curve Z": z[2 * n : -2], "spinodals": np.array([c1, c2]),
-    }  # fmt: skip
-    return arrays, *found
+    rough = max(np.max(np.abs(np.diff(np.log(branch[inside]), 2))) for branch in z[:2])
+    study.at_most("second differences of log Z inside the loop", rough, 250 * step**2, "smooth")
+    study.metrics["jump of Z at U_c2"] = z[0][apart][-1] - z[1][apart][-1]
+    study.keep(U=us, z=z, eigenvalues=eigenvalues, curve=np.asarray(out.params), folds=folds)
 
 
-def _slopes(config, claims, metrics, upper, lower):
-    """dZ/dU by the implicit derivative against differences, on both branches."""
-    with jax.enable_x64(True):
-        z = lambda u, start: (
-            dmft.solve(
-                dataclasses.replace(_model(config)(u, 1 / config.beta), start=start),
-                scheme=dmft.FixedPoint(Damped(1.0), tol=1e-13, max_steps=20000),
-            ).order.Z
-        )
-        u, e = jnp.asarray(0.5 * (upper.p + lower.p)), 1e-4
-        for start in ("metal", "insulator"):
-            value = jax.jit(jax.value_and_grad(lambda u, start=start: z(u, start)))
-            (_, slope), above, below = value(u), value(u + e)[0], value(u - e)[0]
-            off = abs(float(slope * 2 * e / (above - below)) - 1)
-            claims.append(at_most(f"dZ/dU of the {start}, relative error", off, config.slope_tolerance, "differences"))
-            metrics[f"dZ/dU of the {start}"] = float(slope)
+def _slopes(study, config):
+    """dZ/dU by the implicit derivative against differences, on both branches, halfway between the spinodals."""
+    scheme = dmft.FixedPoint(Damped(1.0), tol=1e-13, max_steps=20000)
+    model = lambda u, start: dataclasses.replace(_model(config)(u, 1 / config.beta), start=start)
+    u, e = jnp.asarray(sum(0.5 * found.p for found in study.data.folds)), 1e-4
+    for start in ("metal", "insulator"):
+        z = lambda u, start=start: dmft.solve(model(u, start), scheme=scheme).order.Z
+        value = jax.jit(jax.value_and_grad(z))
+        (_, slope), above, below = value(u), value(u + e)[0], value(u - e)[0]
+        off = abs(slope * 2 * e / (above - below) - 1)
+        study.at_most(f"dZ/dU of the {start}, relative error", off, config.slope_tolerance, "differences")
+        study.metrics[f"dZ/dU of the {start}"] = slope
 
 
-def _wedge(config, claims, metrics, upper, lower):
+def _follow(config, start, temperatures):
+    """Folds at temperatures in steps of a variable in which they are smooth, so that secants predict them."""
+    out = [start]
+    for t in temperatures:
+        last, before = out[-1], out[-2:][0]
+        guess = jax.tree.map(lambda a, b: 2 * a - b, (last.p, last.value), (before.p, before.value))
+        out.append(_fold(config, *guess, jnp.asarray(t)).check())
+    return out[1:]
+
+
+def _wedge(study, config):
     """Both folds over temperature, down from the loop's and up to the cusp."""
-    with jax.enable_x64(True):
-        model, line, own = _model(config), _line(config), 1 / config.beta
-
-        def follow(start, temperatures):
-            """Folds at temperatures in steps of a variable in which they are smooth, so that secants predict them."""
-            out = [start]
-            for t in temperatures:
-                last, before = out[-1], out[-2] if len(out) > 1 else out[-1]
-                guess = jax.tree.map(lambda a, b: 2 * a - b, (last.p, last.value), (before.p, before.value))
-                out.append(line(*guess, jnp.asarray(t)).check())
-            return out[1:]
-
-        warm = follow(upper, np.linspace(own, 0.044, 13)[1:])
-        end = jax.jit(lambda p, t, x: cusp(model, p, t, x))(warm[-1].p, 0.044, warm[-1].value).check()
-        tc, uc = float(end.q), float(end.p)
-        half = config.temperatures // 2
-        below = np.geomspace(own, config.coldest, half + 1)
-        # Near a cusp the folds are smooth in the root of the distance.
-        above = tc - (tc - own) * np.linspace(1, 0.15, config.temperatures - half + 1) ** 2
-        rows = [
-            np.array([float(f.p) for f in [*follow(b, below[1:])[::-1], b, *follow(b, above[1:])]])
-            for b in (upper, lower)
-        ]
-    t = np.concatenate([below[::-1], above[1:]])
-    width = rows[0] - rows[1]
+    if not config.temperatures:
+        return
+    own, half = 1 / config.beta, config.temperatures // 2
+    warm = _follow(config, study.data.folds[0], np.linspace(own, 0.044, 13)[1:])[-1]
+    end = jax.jit(lambda p, t, x: dmft.cusp(_model(config), p, t, x))(warm.p, 0.044, warm.value).check()
+    tc, uc = float(end.q), float(end.p)
+    below = np.geomspace(own, config.coldest, half + 1)
+    # Near a cusp the folds are smooth in the root of the distance.
+    above = tc - (tc - own) * np.linspace(1, 0.15, config.temperatures - half + 1) ** 2
+    t, lines = np.concatenate([below[::-1], above[1:]]), []
+    for start in study.data.folds:
+        folds = [*_follow(config, start, below[1:])[::-1], start, *_follow(config, start, above[1:])]
+        lines.append(np.array([float(found.p) for found in folds]))
+    c2, c1 = lines
     near = (t > 0.5 * (own + tc)) & (t < tc)
-    power = np.polyfit(np.log(tc - t[near]), np.log(width[near]), 1)[0]
-    claims.append(close_to("power with which the wedge closes", power, 1.5, 0.1, "cusp: generic unfolding"))
+    power = power_law(tc - t[near], (c2 - c1)[near])[0].value
+    study.near("power with which the wedge closes", power, 1.5, "cusp: generic unfolding", atol=0.1)
     # At T = 0 the pole in the gap of G0 has weight a with a^2 (1 - a) = (D/U)^2, possible from U = 3 sqrt(3)/2 on.
-    claims.append(close_to("U_c1 at the coldest", rows[1][0], 1.5 * 3**0.5, 0.03, "T = 0 in closed form"))
-    metrics |= {"T of the end point": tc, "U of the end point": uc}
-    return {"T": t, "U_c2": rows[0], "U_c1": rows[1], "end": np.array([uc, tc])}
+    study.near("U_c1 at the coldest", c1[0], 1.5 * 3**0.5, "T = 0 in closed form", atol=0.03)
+    study.metrics |= {"T of the end point": tc, "U of the end point": uc}
+    study.keep(wedge=(t, c1, c2), end=(uc, tc))
 
 
-def _spectra(config, claims):
-    arrays = {"w": np.linspace(-4.0, 4.0, 801)}
-    spinodals = (2.58, 2.99)
-    with jax.enable_x64(True):
-        solve, w = eqx.filter_jit(dmft.solve), jnp.asarray(arrays["w"])
-        for u in config.spectra:
-            starts = ("metal", "insulator") if spinodals[0] < u < spinodals[1] else ("metal",)
-            for start in starts:
-                at = jnp.asarray(u)
-                imaginary = solve(BetheHubbard(U=at, beta=config.beta, start=start)).check().order
-                real = RealBetheHubbard(U=at, beta=config.beta, start=start, points=config.points)
-                real = solve(real).check().order
-                off = jnp.max(jnp.abs(real.matsubara(imaginary.w[:50]) - imaginary.G.imag[:50]))
-                name = f"U = {u:g}, {start}"
-                claims.append(
-                    at_most(f"{name}: real against imaginary axis", off, config.axes_tolerance, "two solvers")
-                )
-                band = jax.jit(pade)(imaginary.w[:64], imaginary.G[:64], w).check()
-                truth = jnp.interp(w, real.w, real.A)
-                width, off = discrepancy(band.low, band.high, w), discrepancy(band.A, truth, w)
-                claims.append(at_most(f"{name}: error of the Pade spectrum", off, width, "width of its band"))
-                spectra = {"A": band.A, "low": band.low, "high": band.high, "real": truth}
-                arrays |= {f"{name} {k}": np.asarray(v) for k, v in spectra.items()}
-    return arrays
+def _spectra(study, config):
+    """Spectra continued from the imaginary axis beside those solved on the real one."""
+    solve, w, spectra = eqx.filter_jit(dmft.solve), jnp.linspace(-4.0, 4.0, 801), {}
+    both = lambda u: 2.58 < u < 2.99
+    for u, start in [(u, s) for u in config.spectra for s in ("metal", "insulator") if s == "metal" or both(u)]:
+        options: dict[str, Any] = dict(U=jnp.asarray(u), beta=config.beta, start=start)
+        imaginary = solve(BetheHubbard(**options)).check().order
+        real = solve(RealBetheHubbard(**options, points=config.points)).check().order
+        off, name = jnp.max(jnp.abs(real.matsubara(imaginary.w[:50]) - imaginary.G.imag[:50])), f"U = {u:g}, {start}"
+        study.at_most(f"{name}: real against imaginary axis", off, config.axes_tolerance, "two solvers")
+        band = jax.jit(dmft.pade)(imaginary.w[:64], imaginary.G[:64], w).check()
+        truth = jnp.interp(w, real.w, real.A)
+        width, off = discrepancy(band.low, band.high, w), discrepancy(band.A, truth, w)
+        study.at_most(f"{name}: error of the Pade spectrum", off, width, "width of its band")
+        spectra[name] = np.asarray([band.low, band.high, truth])
+    study.keep(w=np.asarray(w), spectra=spectra)
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """The loop, the eigenvalues, the wedge, and spectra with their bands."""
-    import matplotlib.pyplot as plt
-
-    a = result.arrays
-    figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.5), layout="constrained")
-    loop, eigen, wedge, spectrum = axes.ravel()
-    shown = (a["curve U"] >= a["U"][0]) & (a["curve U"] <= a["U"][-1])
-    loop.plot(a["curve U"][shown], a["curve Z"][shown], "-", color="0.7", lw=4, label="curve through the folds")
-    for way, name, color in (("up", "metal, U rising", "C3"), ("down", "insulator, U falling", "C0")):
-        loop.plot(a["U"], a[f"Z {way}"], color=color, lw=1.2, label=name)
-        eigen.plot(a["U"], a[f"eigenvalue {way}"], color=color, lw=1.2, label=name)
-    for u in a["spinodals"]:
-        loop.axvline(u, color="k", lw=0.6, ls=":")
-        eigen.axvline(u, color="k", lw=0.6, ls=":")
-    loop.set(xlabel="U / D", ylabel="Z", title="hysteresis", yscale="log")
-    loop.legend(fontsize=7, loc="lower left")
+    d = result.data
+    figure, axes = draw.panels(1 + bool(d.wedge or d.spectra), 2, width=5.0, squeeze=False)
+    loop, eigen = axes[0]
+    shown = (d.curve >= d.U[0]) & (d.curve <= d.U[-1])
+    draw.theory(loop, d.curve[shown], d.z[2][shown], color="0.7", lw=4, label="curve through the folds")
+    for i, name, color in ((0, "metal, U rising", "C3"), (1, "insulator, U falling", "C0")):
+        draw.theory(loop, d.U, d.z[i], color, label=name)
+        draw.theory(eigen, d.U, d.eigenvalues[i], color, label=name)
+        for axis in (loop, eigen):
+            axis.axvline(float(d.folds[i].p), color="k", lw=0.6, ls=":")
     eigen.axhline(1, color="k", lw=0.6)
-    eigen.set(xlabel="U / D", ylabel="largest eigenvalue", title="slope of the iteration")
-    if "T" in a:
-        wedge.fill_betweenx(a["T"], a["U_c1"], a["U_c2"], color="0.9")
-        wedge.plot(a["U_c1"], a["T"], "C0.-", ms=4, label="$U_{c1}$: insulator ends")
-        wedge.plot(a["U_c2"], a["T"], "C3.-", ms=4, label="$U_{c2}$: metal ends")
-        wedge.plot(*a["end"], "ko", label="end point")
+    draw.label(loop, "hysteresis", "U / D", "Z", log="y", legend={"loc": "lower left"})
+    draw.label(eigen, "slope of the iteration", "U / D", "largest eigenvalue")
+    if d.wedge:
+        wedge, (t, c1, c2) = axes[1, 0], d.wedge
+        wedge.fill_betweenx(t, c1, c2, color="0.9")
+        wedge.plot(c1, t, "C0.-", ms=4, label="$U_{c1}$: insulator ends")
+        wedge.plot(c2, t, "C3.-", ms=4, label="$U_{c2}$: metal ends")
+        wedge.plot(*d.end, "ko", label="end point")
         wedge.axvline(1.5 * 3**0.5, color="C0", lw=0.6, ls=":")
-        wedge.set(xlabel="U / D", ylabel="T / D", title="both solutions exist inside", ylim=(0, None))
-        wedge.legend(fontsize=8)
-    names = [k.removesuffix(" low") for k in a if k.endswith(" low")]
-    for i, name in enumerate(names):
-        low, high, real = (a[f"{name} {k}"] + 0.9 * i for k in ("low", "high", "real"))
-        spectrum.fill_between(a["w"], low, high, color=f"C{i}", alpha=0.35, lw=0)
-        spectrum.plot(a["w"], real, color=f"C{i}", lw=1, label=name)
-    spectrum.set(xlabel=r"$\omega$ / D", ylabel="A, shifted", title="lines: real axis; bands: Pade", xlim=(-3.5, 3.5))
-    if names:
-        spectrum.set(ylim=(-0.05, 0.9 * len(names) + 0.6))
-        spectrum.legend(fontsize=8, loc="upper left")
+        draw.label(wedge, "both solutions exist inside", "U / D", "T / D", ylim=(0, None))
+    for i, (name, spectrum) in enumerate(d.spectra.items()):
+        low, high, truth = spectrum + 0.9 * i
+        axes[1, 1].fill_between(d.w, low, high, color=f"C{i}", alpha=0.35, lw=0)
+        draw.theory(axes[1, 1], d.w, truth, f"C{i}", lw=1, label=name)
+    if d.spectra:
+        limits: dict[str, Any] = dict(xlim=(-3.5, 3.5), ylim=(-0.05, 0.9 * len(d.spectra) + 0.6))
+        title = "lines: real axis; bands: Pade"
+        draw.label(axes[1, 1], title, r"$\omega$ / D", "A, shifted", legend={"loc": "upper left"}, **limits)
     return figure

@@ -14,16 +14,15 @@ $$\tfrac{p(p-1)}{2} q^{p-2}(1-q)^2 = T^2, \qquad X = (p-2)\frac{1-q}{q}.$$
 """
 
 import dataclasses
-from typing import Any
+import sys
 
 import jax
 import numpy as np
 
 from physml import dmft
-from physml.core.progress import progress_bar
-from physml.core.types import Key
 from physml.dmft import SphericalPSpin
-from physml.recipes._result import Info, Result, at_least, at_most, close_to
+from physml.metrics import mean_and_error, power_law, straight_line
+from physml.recipes import Info, Sabotage, Settings, draw, experiment
 
 INFO = Info(
     paper="Cugliandolo and Kurchan, Off-equilibrium dynamics of a long-range spin-glass model (1993)",
@@ -33,7 +32,7 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
     temperature: float = 0.4
@@ -55,145 +54,113 @@ SMOKE = Config(
     t_max=20.0, dt=0.1, quench_t=10.0, quench_dt=0.05, spins=60, systems=4, system_t=3.0, converged=4e-3, algebra=0.25
 )
 
-
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Solve, extrapolate, simulate."""
-    claims: list = []
-    metrics: dict[str, float] = {}
-    arrays: dict[str, np.ndarray] = {}
-    with progress_bar(4, "p-spin glass", "stage", show=progress) as bar:
-        _quench(config, claims, metrics, arrays)
-        bar.update()
-        T = config.temperature
-        model = SphericalPSpin(p=3, temperature=T, t_max=config.t_max, dt=config.dt)
-        order = jax.jit(lambda: dmft.solve(model))().check().order
-        bar.update()
-        _ageing(config, order, claims, metrics, arrays)
-        bar.update()
-        _systems(config, key, claims, metrics, arrays)
-        bar.update()
-    return Result(tuple(claims), {name: float(value) for name, value in metrics.items()}, arrays)
+SABOTAGE = Sabotage(
+    "a response half as strong again", sys.modules[__name__], "_integrated_response",
+    lambda exact: lambda R, dt: 1.5 * exact(R, dt),
+)  # fmt: skip
 
 
-def _quench(config, claims, metrics, arrays):
+@experiment
+def run(study, config, key):
+    for stage in study.each((_quench, _ageing, _systems), "stage"):
+        stage(study, config, key)
+
+
+def _quench(study, config, key):
     """Energies at T = 0 with steps 4h, 2h and h; each pair extrapolates the second order away."""
     energies = {}
     for factor in (4, 2, 1):
-        dt = config.quench_dt * factor / 2
-        model = SphericalPSpin(p=3, temperature=0.0, t_max=config.quench_t, dt=dt)
+        model = SphericalPSpin(p=3, temperature=0.0, t_max=config.quench_t, dt=config.quench_dt * factor / 2)
         energies[factor] = np.asarray(jax.jit(lambda m=model: dmft.solve(m))().check().order.energy)
     fine = (4 * energies[1][::2] - energies[2]) / 3
     coarse = (4 * energies[2][::2] - energies[4]) / 3
     t = config.quench_dt * np.arange(len(fine))
-    arrays |= {"quench t": t, "quench energy": fine}
     for time in (t for t in (10.0, 20.0, 40.0) if t <= config.quench_t):
         i, j = round(time / config.quench_dt), round(time / config.quench_dt / 2)
-        metrics |= {f"energy t={time:g}": fine[i], f"energy t={time:g}, step h": energies[1][2 * i]}
-        metrics |= {f"energy t={time:g}, step 2h": energies[2][i], f"energy t={time:g}, step 4h": energies[4][j]}
-        claims.append(
-            at_most(
-                f"T=0 energy at t={time:g}: change of the extrapolation on halving the step",
-                abs(fine[i] - coarse[j]), config.converged, "the step of the scheme",
-            )
-        )  # fmt: skip
+        quantity = f"T=0 energy at t={time:g}: change of the extrapolation on halving the step"
+        study.at_most(quantity, abs(fine[i] - coarse[j]), config.converged, "the step of the scheme")
+        study.metrics |= {f"energy t={time:g}": fine[i], f"energy t={time:g}, step h": energies[1][2 * i]}
+        study.metrics |= {f"energy t={time:g}, step 2h": energies[2][i], f"energy t={time:g}, step 4h": energies[4][j]}
     threshold = dmft.threshold_energy(3)
-    metrics["threshold"] = threshold
+    study.measure(threshold=threshold)
     late = slice(len(fine) // 4, None)
-    slope = np.polyfit(np.log(t[late]), np.log(fine[late] - threshold), 1)[0]
-    metrics["exponent of the energy"] = slope
-    claims.append(at_least("T=0 energy above the threshold at the last time", fine[-1] - threshold, 0.0, "E_th"))
-    claims.append(at_most("exponent of E - E_th in time", slope, -0.5, "decays to E_th; -2/3 found numerically"))
+    power = power_law(t[late], fine[late] - threshold)[0].value
+    study.at_least("T=0 energy above the threshold at the last time", fine[-1] - threshold, 0.0, "E_th")
+    study.at_most("exponent of E - E_th in time", power, -0.5, "decays to E_th; -2/3 found numerically")
+    study.keep(quench_t=t, excess=fine - threshold)
 
 
-def _ageing(config, order, claims, metrics, arrays):
-    T, dt = config.temperature, config.dt
-    exact = dmft.ageing(3, T)
-    C, R = np.asarray(order.C, np.float64), np.asarray(order.R, np.float64)
-    n = len(C) - 1
-    q, x = float(exact.q), float(exact.x)
-    # Integrated response to a field that was on until t': chi(t, t') = int_0^{t'} R(t, s) ds, against C(t, t').
-    chi = np.concatenate([np.zeros((n + 1, 1)), np.cumsum((R[:, 1:] + R[:, :-1]) / 2 * dt, 1)], 1)
-    ages, slopes, plateaus = [], [], []
+def _integrated_response(R, dt):
+    """To a field that was on until t': chi(t, t') = int_0^{t'} R(t, s) ds."""
+    return np.pad(np.cumsum((R[:, 1:] + R[:, :-1]) / 2 * dt, 1), ((0, 0), (1, 0)))
+
+
+def _ageing(study, config, key):
+    """Plateau and effective temperature at three ages, and in their limit."""
+    T, dt, exact = config.temperature, config.dt, dmft.ageing(3, config.temperature)
+    model = SphericalPSpin(p=3, temperature=T, t_max=config.t_max, dt=dt)
+    order = jax.jit(lambda: dmft.solve(model))().check().order
+    C, q, n = np.asarray(order.C, np.float64), float(exact.q), len(order.C) - 1
+    response = T * _integrated_response(np.asarray(order.R, np.float64), dt)
+    found, curves = {"X": [], "q": []}, {}
     for last in (n // 4, n // 2, n):
-        c, y = C[last, : last + 1], chi[last, : last + 1]
+        c, y = C[last, : last + 1], response[last, : last + 1]
         # T chi against C: slope 1 above the plateau, X below. What was correlated longest ago, C near 0, comes from
         # the system's youth and ages last: X is read off just below the plateau.
         low = (c > 0.5 * q) & (c < 0.9 * q)
-        slopes.append(T * np.polyfit(c[low], y[low], 1)[0])
-        # Where the two straight lines of the parametric plot meet is the plateau.
-        offset = T * np.mean(y[low]) - slopes[-1] * np.mean(c[low])
-        total = T * y[-1]
-        # Above the plateau T chi = T chi(t, t) - (1 - C); below X C + offset.
-        plateaus.append((total - 1 - offset) / (slopes[-1] - 1))
-        ages.append(last * dt)
-        arrays |= {f"C age {len(ages)}": c, f"chi age {len(ages)}": T * y}
-    arrays["ages"] = ages = np.asarray(ages)
-    for name, values, reference in (("X", np.asarray(slopes), x), ("q", np.asarray(plateaus), q)):
+        offset, slope = (estimate.value for estimate in straight_line(c[low], y[low], 1.0)[:2])
+        # Above the plateau T chi = T chi(t, t) - (1 - C), below X C + offset: the plateau is where they meet.
+        found["X"].append(slope)
+        found["q"].append((y[-1] - 1 - offset) / (slope - 1))
+        curves[last * dt] = c, y[-1] - y
+    ages, source = np.asarray(list(curves)), "algebra of Cugliandolo and Kurchan"
+    for name, reference in (("X", exact.x), ("q", exact.q)):
         # The corrections fall like a power of the age: a straight line in age^{-1/2}, extrapolated to 0.
-        limit = np.polyfit(ages[-2:] ** -0.5, values[-2:], 1)[1]
-        metrics |= {f"{name}, age {age:g}": v for age, v in zip(ages, values, strict=True)}
-        metrics |= {f"{name} extrapolated": limit, f"{name} exact": reference}
-        claims.append(
-            close_to(f"{name} read off the longest waiting time", values[-1], reference, config.algebra * reference,
-                     "algebra of Cugliandolo and Kurchan")
-        )  # fmt: skip
-        claims.append(
-            close_to(f"{name} extrapolated in the age", limit, reference, config.algebra * reference,
-                     "algebra of Cugliandolo and Kurchan")
-        )  # fmt: skip
+        values = found[name]
+        limit = straight_line(ages[-2:] ** -0.5, values[-2:], 1.0)[0].value
+        study.metrics |= {f"{name}, age {age:g}": value for age, value in zip(ages, values, strict=True)}
+        study.near(f"{name} read off the longest waiting time", values[-1], reference, source, rtol=config.algebra)
+        study.near(f"{name} extrapolated in the age", limit, reference, source, rtol=config.algebra)
     t = np.asarray(order.t)
-    arrays |= {"t": t, "q exact": np.asarray(q), "x exact": np.asarray(x), "T": np.asarray(T)}
-    for i, fraction in enumerate((64, 16, 4)):
-        start = n // fraction
-        arrays |= {
-            f"lag {i}": t[start:] - t[start],
-            f"C lag {i}": C[start:, start],
-            f"waiting {i}": np.asarray(t[start]),
-        }
+    waiting = {t[start]: (t[start:] - t[start], C[start:, start]) for start in (n // 64, n // 16, n // 4)}
+    study.keep(exact=exact, curves=curves, waiting=waiting)
 
 
-def _systems(config, key, claims, metrics, arrays):
+def _systems(study, config, key):
+    """Single systems, which differ from the theory by their own scatter and by O(1/N)."""
     model = SphericalPSpin(p=3, temperature=config.temperature, t_max=config.system_t, dt=config.system_dt)
     theory = dmft.solve(model).check().order
     simulate = jax.jit(lambda k: model.finite_n(config.spins, key=k))
-    sims = [simulate(jax.random.fold_in(key, i)) for i in range(config.systems)]
-    energy = np.stack([np.asarray(sim.energy) for sim in sims])
-    error = energy.std(0, ddof=1) / np.sqrt(config.systems)
-    arrays |= {"system t": np.asarray(theory.t), "system theory": np.asarray(theory.energy), "systems": energy}
-    gap = abs(energy[:, -1].mean() - float(theory.energy[-1]))
-    metrics |= {"system energy": energy[:, -1].mean(), "system energy, theory": float(theory.energy[-1])}
-    # A finite system differs by its own scatter and by O(1/N).
-    claims.append(
-        at_most(f"energy of systems of {config.spins} spins against the theory", gap,
-                5 * error[-1] + 4 / config.spins, "5 standard errors and 4/N", error=error[-1])
+    systems = [np.asarray(simulate(jax.random.fold_in(key, i)).energy) for i in range(config.systems)]
+    found, wanted = mean_and_error([energy[-1] for energy in systems]), float(theory.energy[-1])
+    study.at_most(
+        f"energy of systems of {config.spins} spins against the theory", abs(found.value - wanted),
+        5 * found.error + 4 / config.spins, "5 standard errors and 4/N", error=found.error,
     )  # fmt: skip
+    study.metrics |= {"system energy": found.value, "system energy, theory": wanted}
+    study.keep(systems=systems, theory=theory)
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Energy, correlations at three ages, response against correlation, single systems."""
-    import matplotlib.pyplot as plt
-
-    a, m = result.arrays, result.metrics
-    figure, axes = plt.subplots(2, 2, figsize=(9.5, 7), layout="constrained")
-    t = a["quench t"]
-    axes[0, 0].loglog(t[1:], a["quench energy"][1:] - m["threshold"])
-    axes[0, 0].loglog(t[len(t) // 8 :], 0.35 * t[len(t) // 8 :] ** (-2 / 3), "k--", lw=1, label=r"$t^{-2/3}$")
-    axes[0, 0].set(xlabel="t", ylabel=r"$E(t) - E_{th}$", title="energy after a quench to T = 0")
-    axes[0, 0].legend()
-    for i in range(3):
-        axes[0, 1].semilogx(a[f"lag {i}"][1:], a[f"C lag {i}"][1:], label=rf"$t_w = {float(a[f'waiting {i}']):.3g}$")
-    axes[0, 1].axhline(float(a["q exact"]), color="k", ls="--", lw=1)
-    axes[0, 1].set(xlabel=r"$t - t_w$", ylabel=r"$C(t, t_w)$", title="older systems relax more slowly; dashed: q")
-    axes[0, 1].legend()
-    for i in (1, 2, 3):
-        axes[1, 0].plot(a[f"C age {i}"], a[f"chi age {i}"][-1] - a[f"chi age {i}"], label=f"t = {a['ages'][i - 1]:g}")
-    q, x = float(a["q exact"]), float(a["x exact"])
-    axes[1, 0].plot([1, q, 0], [0, 1 - q, 1 - q + x * q], "k--", lw=1, label="theory")
-    axes[1, 0].set(xlabel="C", ylabel=r"$T\chi$", title=f"response against correlation: slope X = {x:.3f}")
-    axes[1, 0].legend()
-    for energy in a["systems"]:
-        axes[1, 1].plot(a["system t"], energy, color="C1", lw=0.7, alpha=0.7)
-    axes[1, 1].plot(a["system t"], a["system theory"], "k", label="N to infinity")
-    axes[1, 1].set(xlabel="t", ylabel="E", title="single systems")
-    axes[1, 1].legend()
+    d = result.data
+    figure, axes = draw.panels(2, 2, width=4.8)
+    energy, memory, violation, single = axes.flat
+    t, late = d.quench_t, d.quench_t[len(d.quench_t) // 8 :]
+    energy.plot(t[1:], d.excess[1:])
+    draw.theory(energy, late, 0.35 * late ** (-2 / 3), "k--", lw=1, label=r"$t^{-2/3}$")
+    draw.label(energy, "energy after a quench to T = 0", "t", r"$E(t) - E_{th}$", log="xy")
+    for age, (lag, C) in d.waiting.items():
+        memory.plot(lag[1:], C[1:], label=rf"$t_w = {age:.3g}$")
+    memory.axhline(float(d.exact.q), color="k", ls="--", lw=1)
+    draw.label(memory, "older systems relax more slowly; dashed: q", r"$t - t_w$", r"$C(t, t_w)$", log="x")
+    for age, (C, response) in d.curves.items():
+        violation.plot(C, response, label=f"t = {age:g}")
+    q, x = float(d.exact.q), float(d.exact.x)
+    draw.theory(violation, [1, q, 0], [0, 1 - q, 1 - q + x * q], "k--", lw=1, label="theory")
+    draw.label(violation, f"response against correlation: slope X = {x:.3f}", "C", r"$T\chi$")
+    for system in d.systems:
+        single.plot(d.theory.t, system, color="C1", lw=0.7, alpha=0.7)
+    draw.theory(single, d.theory.t, d.theory.energy, label="N to infinity")
+    draw.label(single, "single systems", "t", "E")
     return figure

@@ -15,6 +15,7 @@ examples are images, and what is retrieved from a test image names its class.
 """
 
 import dataclasses
+import sys
 from typing import Any, Literal
 
 import jax
@@ -22,12 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from physml import data
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.hopfield.spins.glauber import Dense, glauber
-from physml.hopfield.spins.patterns import examples, random_patterns
+from physml.hopfield import Dense, examples, glauber, random_patterns
 from physml.hopfield.theory.data_sets import data_set, entropy
-from physml.recipes._result import Info, Result, at_least, close_to
+from physml.metrics import power_law
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes.hopfield._finite_size import draw_extrapolation, extrapolate, mean_overlap
 
 INFO = Info(
     paper="Agliari et al., Dense Hebbian neural networks, supervised and unsupervised (2023)",
@@ -37,18 +37,18 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(Settings):
     """One simulated setting: K = load N^2 / 2 patterns."""
 
     learning: Literal["supervised", "unsupervised"]
     quality: float
     count: int
     load: float
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...] = setting((), length=3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """The simulated settings, and the diagrams."""
 
     tasks: tuple[Task, ...] = (
@@ -56,37 +56,37 @@ class Config:
         Task("unsupervised", 0.8, 10, 0.04, (64, 96, 144)),
     )
     temperature: float = 0.25
-    networks: int = 12
+    networks: int = setting(12, least=4.0)
     replicas: int = 32
     sweeps: int = 60  # of which the first third is left out
-    counts: int = 14  # points of the curves over M; 0 leaves them and the digits out
+    counts: int = setting(14, least=0.0)  # points of the curves over M; 0 leaves them and the digits out
     digits: int = 40  # examples of every class
 
-    def __post_init__(self):
-        if any(len(task.sizes) < 3 for task in self.tasks) or self.networks < 4 or self.sweeps % 3:
-            raise ValueError(f"three sizes, four networks and sweeps divisible by 3 at least, got {self}")
+    def rules(self):
+        return ((self.sweeps % 3 == 0, "sweeps divisible by 3"),)
 
 
 PAPER = Config()
 SMOKE = Config(tasks=(Task("supervised", 0.5, 30, 0.04, (40, 60, 90)),), networks=6, sweeps=30, counts=0)
 
-
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """`key` is that of the patterns, the examples and the dynamics."""
-    claims: list = []
-    arrays: dict[str, np.ndarray] = {}
-    with progress_bar(len(config.tasks) + 2, "dense Hebbian networks", "part", show=progress) as bar:
-        for i, task in enumerate(config.tasks):
-            arrays |= _monte_carlo(config, task, claims, jax.random.fold_in(key, i))
-            bar.update()
-        if config.counts:
-            arrays |= _thresholds(config, claims)
-            bar.update()
-            arrays |= _digits(config, claims, jax.random.fold_in(key, 99))
-    return Result(tuple(claims), {c.quantity: c.value for c in claims}, arrays)
+SABOTAGE = Sabotage(
+    "means of the examples a fifth too small", sys.modules[__name__], "network",
+    lambda exact: lambda *a: (lambda energy: dataclasses.replace(energy, patterns=0.8 * energy.patterns))(exact(*a)),
+)  # fmt: skip
 
 
-def network(noisy, learning: str, quality: float) -> Dense:
+@experiment
+def run(study, config, key):
+    found = {}
+    for i, task in study.each(enumerate(config.tasks), "task"):
+        found[task.learning] = _monte_carlo(study, config, task, jax.random.fold_in(key, i))
+    study.keep(found=found, temperature=config.temperature, curves=None)
+    if config.counts:
+        _thresholds(study, config)
+        _digits(study, config, jax.random.fold_in(key, 99))
+
+
+def network(noisy, learning, quality) -> Dense:
     """The energy of examples (M, K, N)."""
     count, _, n = noisy.shape
     if learning == "supervised":
@@ -95,69 +95,56 @@ def network(noisy, learning: str, quality: float) -> Dense:
     return Dense(noisy.reshape(-1, n), 3, "distinct", strength=1 / (count * quality**3))
 
 
-def _own_overlap(targets, spins):
-    return jnp.mean(targets * spins, 0)
-
-
 def _overlap(config, task, size, key):
     """Mean overlap of one network with the patterns that it never saw, over replicas and time."""
     pattern_key, example_key, run_key = jax.random.split(key, 3)
     patterns = random_patterns(round(task.load * size**2 / 2), size, key=pattern_key)
     noisy = examples(patterns, task.count, quality=task.quality, key=example_key)
-    start = patterns[jnp.arange(config.replicas) % len(patterns)].T
-    energy, observe = network(noisy, task.learning, task.quality), jax.tree_util.Partial(_own_overlap, start)
-    out = glauber(energy, start, config.sweeps, temperature=config.temperature, key=run_key, observe=observe)
-    return float(jnp.mean(out.observed[config.sweeps // 3 :]))
+    return mean_overlap(config, network(noisy, task.learning, task.quality), patterns, run_key)
 
 
-def _monte_carlo(config, task, claims, key):
-    """Three sizes, a straight line in 1/N by weighted least squares, and the theory at its end."""
+def _monte_carlo(study, config, task, key):
+    """The sizes, a straight line in 1/N, and the theory at its end."""
     rows = []
     for i, size in enumerate(task.sizes):
         keys = jax.random.split(jax.random.fold_in(key, i), config.networks)
         rows.append([_overlap(config, task, size, k) for k in keys])
-    rows = np.asarray(rows)
-    mean, error = rows.mean(1), rows.std(1, ddof=1) / config.networks**0.5
-    design = np.stack([np.ones(len(task.sizes)), 1 / np.asarray(task.sizes)], 1) / error[:, None]
-    covariance = np.linalg.inv(design.T @ design)
-    limit, slope = covariance @ design.T @ (mean / error)
-    width = covariance[0, 0] ** 0.5
     options: dict[str, Any] = dict(quality=task.quality, count=task.count, learning=task.learning)
-    theory = float(data_set(3, task.load, config.temperature, law="binomial", **options).check().m)
+    theory = data_set(3, task.load, config.temperature, law="binomial", **options).check().m
+    found = extrapolate(task.sizes, rows, float(theory))
     name = f"{task.learning} overlap, r = {task.quality}, M = {task.count}, N to infinity"
-    claims.append(close_to(name, limit, theory, 5 * width, "replica theory, 5 standard errors", width))
-    fit = np.array([limit, slope, width, theory])
-    return {
-        f"sizes {task.learning}": np.asarray(task.sizes), f"m {task.learning}": mean,
-        f"error {task.learning}": error, f"fit {task.learning}": fit,
-    }  # fmt: skip
+    study.near(name, found.limit, found.theory, "replica theory, 5 standard errors", sigmas=5)
+    return found
 
 
-def _thresholds(config, claims):
+def _thresholds(study, config):
     """Examples needed at T = 0 for m = .9, over the quality: powers -2 with a teacher and -6 without."""
-    qualities, arrays = np.array([0.1, 0.14, 0.2]), {}
-    powers: dict[Literal["supervised", "unsupervised"], int] = {"supervised": -2, "unsupervised": -6}
-    for learning, power in powers.items():
-        needed = []
-        for r in qualities:
-            # Bisection on log M, which the Gaussian law takes as a real number.
-            low, high = np.log(1.0), np.log(1e7)
-            for _ in range(40):
-                middle = 0.5 * (low + high)
-                count = max(1, round(float(np.exp(middle))))
-                m = float(data_set(3, 0.02, 0.0, quality=float(r), count=count, learning=learning).m)
-                low, high = (low, middle) if m > 0.9 else (middle, high)
-            needed.append(np.exp(high))
-        slope = np.polyfit(np.log(qualities), np.log(needed), 1)[0]
-        claims.append(close_to(f"{learning}: power of r in the examples needed", slope, power, 0.25, "rho, rho_3"))
-        arrays[f"needed {learning}"] = np.asarray(needed)
-        ms = np.unique(np.geomspace(2, 3000, config.counts).round().astype(int))
-        curve = [float(data_set(3, 0.02, 0.1, quality=0.3, count=int(m), learning=learning).m) for m in ms]
-        arrays |= {"M": ms, f"curve {learning}": np.asarray(curve)}
-    return arrays | {"qualities": qualities}
+    qualities = np.array([0.1, 0.14, 0.2])
+    counts = np.unique(np.geomspace(2, 3000, config.counts).round().astype(int))
+    needed, curves = {}, {}
+    for learning, power in (("supervised", -2), ("unsupervised", -6)):
+        needed[learning] = [_examples_needed(learning, quality) for quality in qualities]
+        slope = power_law(qualities, needed[learning])[0].value
+        study.near(f"{learning}: power of r in the examples needed", slope, power, "rho, rho_3", atol=0.25)
+        curves[learning] = [_learned(learning, 0.3, count, 0.1) for count in counts]
+    study.keep(qualities=qualities, needed=needed, counts=counts, curves=curves)
 
 
-def _digits(config, claims, key):
+def _learned(learning, quality, count, temperature):
+    return float(data_set(3, 0.02, temperature, quality=float(quality), count=int(count), learning=learning).m)
+
+
+def _examples_needed(learning, quality):
+    """Where the overlap reaches .9 at T = 0, by bisection on log M."""
+    low, high = np.log(1.0), np.log(1e7)
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        enough = _learned(learning, quality, max(1, round(np.exp(middle))), 0.0) > 0.9
+        low, high = (low, middle) if enough else (middle, high)
+    return np.exp(high)
+
+
+def _digits(study, config, key):
     """Test images of digits, one bit a pixel, retrieved by p = 2 and by p = 3 and 6 from class means."""
     images = data.digits()
     side = int(np.prod(images.shape))
@@ -167,61 +154,47 @@ def _digits(config, claims, key):
     sign = lambda x: np.where(np.asarray(x).reshape(-1, side)[:, live] > middle[live], 1.0, -1.0).astype(np.float32)
     train, labels = sign(images.train_x), np.asarray(images.train_y)
     test, truth = sign(images.test_x), np.asarray(images.test_y)
-    classes = np.arange(10)
-    mean = np.stack([train[labels == c][: config.digits].mean(0) for c in classes])
+    mean = np.stack([train[labels == c][: config.digits].mean(0) for c in range(10)])
     # The images share a mean, which every class would retrieve: it is taken out, and the rest has unit size.
     mean = mean - mean.mean(0)
     stored = jnp.asarray(mean / np.sqrt((mean**2).mean(1, keepdims=True)), jnp.float32)
-    arrays, right = {}, {}
+    shown, right = {"shown": test[:8]}, {}
     for p in (2, 3, 6):
         out = glauber(
             Dense(stored, p, "raw"), jnp.asarray(test.T), 6, temperature=0.05, key=key, order="typewriter", save_every=6
         )
-        named = np.asarray(jnp.argmax(stored @ out.spins, 0))
-        right[p] = float(np.mean(named == truth))
-        arrays[f"retrieved {p}"] = np.asarray(out.spins[:, :8].T)
-    arrays |= {"shown": test[:8], "live": live, "right": np.array([right[p] for p in (2, 3, 6)])}
+        right[p] = np.mean(np.asarray(jnp.argmax(stored @ out.spins, 0)) == truth)
+        shown[f"p = {p}"] = np.asarray(out.spins[:, :8].T)
     chance = 5 * (0.25 / len(truth)) ** 0.5
-    claims.append(at_least("digits: share named by p = 6 over that by p = 2", right[6] - right[2], 0.05, "dense wells"))
-    claims.append(at_least("digits: share named right by p = 6", right[6], 0.1 + chance, "guessing, 5 standard errors"))
-    return arrays
+    study.at_least("digits: share named by p = 6 over that by p = 2", right[6] - right[2], 0.05, "dense wells")
+    study.at_least("digits: share named right by p = 6", right[6], 0.1 + chance, "guessing, 5 standard errors")
+    study.keep(images=shown, live=live, shape=images.shape)
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """The extrapolations, the curves over M, the examples needed, and digits before and after."""
-    import matplotlib.pyplot as plt
-
-    a = result.arrays
-    figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.5), layout="constrained")
-    sizes, curve, needed, images = axes.ravel()
-    for i, learning in enumerate(("supervised", "unsupervised")):
-        if f"fit {learning}" in a:
-            limit, slope, width, theory = a[f"fit {learning}"]
-            inverse = 1 / a[f"sizes {learning}"]
-            sizes.errorbar(inverse, a[f"m {learning}"], a[f"error {learning}"], fmt=f"C{i}o", ms=4, label=learning)
-            ends = np.array([0, inverse.max()])
-            sizes.plot(ends, limit + slope * ends, f"C{i}-", lw=1)
-            sizes.errorbar([0], [limit], [width], fmt=f"C{i}.", capsize=3)
-            sizes.plot([0], [theory], "k_", ms=14)
-        if f"curve {learning}" in a:
-            curve.semilogx(a["M"], a[f"curve {learning}"], f"C{i}.-", label=learning)
-            needed.loglog(a["qualities"], a[f"needed {learning}"], f"C{i}o-", label=learning)
-    sizes.set(xlabel="1/N", ylabel="overlap m", title="T = 0.25; bars at 1/N = 0: theory")
-    sizes.legend(fontsize=8)
-    if "M" in a:
-        curve.set(xlabel="examples M", ylabel="overlap m", title="r = 0.3, T = 0.1")
-        needed.set(xlabel="quality r", ylabel="examples for m = 0.9", title="T = 0")
-        for axis in (curve, needed):
-            axis.legend(fontsize=8)
-        side = int(len(a["live"]) ** 0.5)
-        rows = []
-        for name in ("shown", "retrieved 2", "retrieved 3", "retrieved 6"):
-            full = np.zeros((8, len(a["live"])))
-            full[:, a["live"]] = a[name]
-            tiles = np.pad(full.reshape(8, side, side), ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
-            rows.append(np.concatenate(tiles, 1))
-        images.imshow(np.concatenate(rows), cmap="gray")
-        middle = (side + 2) * (np.arange(4) + 0.5)
-        images.set(title="test digits, above or below the median of each pixel", xticks=[])
-        images.set_yticks(middle, ["shown", "p = 2", "p = 3", "p = 6"])
+    d = result.data
+    rows = 2 if d.curves else 1
+    figure, axes = draw.panels(rows, rows, squeeze=False, width=5.2)
+    sizes, *others = axes.flat
+    for i, (learning, found) in enumerate(d.found.items()):
+        draw_extrapolation(sizes, found, f"C{i}", learning)
+    draw.label(sizes, f"T = {d.temperature}; bars at 1/N = 0: theory", "1/N", "overlap m")
+    if not d.curves:
+        return figure
+    curve, needed, images = others
+    for learning in d.curves:
+        curve.plot(d.counts, d.curves[learning], ".-", label=learning)
+        needed.plot(d.qualities, d.needed[learning], "o-", label=learning)
+    draw.label(curve, "r = 0.3, T = 0.1", "examples M", "overlap m", log="x")
+    draw.label(needed, "T = 0", "quality r", "examples for m = 0.9", log="xy")
+    tiles = []
+    for spins in d.images.values():
+        full = np.zeros((8, len(d.live)))
+        full[:, d.live] = spins
+        tiles.extend(full.reshape(8, *d.shape))
+    images.imshow(draw.mosaic(tiles, 8, gap=2, fill=np.nan), cmap="gray")
+    middle = (d.shape[0] + 2) * np.arange(len(d.images)) + d.shape[0] / 2
+    draw.label(images, "test digits, above or below the median of each pixel", xticks=[])
+    images.set_yticks(middle, list(d.images))
     return figure

@@ -16,7 +16,7 @@ entropy of what is not, with the derivative of the solution by one linear solve.
 """
 
 import dataclasses
-from typing import Any
+import sys
 
 import equinox as eqx
 import jax
@@ -25,11 +25,10 @@ import numpy as np
 import optax
 
 from physml.core._fixed_point import Anderson
-from physml.core.progress import progress_bar
-from physml.core.types import Key
 from physml.data import digits
 from physml.hopfield.learning.boltzmann import monotone_boltzmann, softmax
-from physml.recipes._result import Info, Result, at_least, at_most
+from physml.recipes import Info, Sabotage, Settings, draw, experiment
+from physml.recipes.hopfield._descent import descend
 
 INFO = Info(
     paper="Feng, Winston and Kolter, Monotone deep Boltzmann machines (2023)",
@@ -40,7 +39,7 @@ PIXELS, CLASSES = 64, 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
     hidden: int = 32
@@ -69,62 +68,32 @@ SMOKE = Config(
 )  # fmt: skip
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Train, classify, complete."""
+def _upside_down(exact):
+    """Training on images whose rows are in reversed order."""
+
+    def train(config, values, key):
+        pixels = values[:, : 2 * PIXELS].reshape(-1, 8, 16)[:, ::-1].reshape(-1, 2 * PIXELS)
+        return exact(config, values.at[:, : 2 * PIXELS].set(pixels), key)
+
+    return train
+
+
+SABOTAGE = Sabotage("the machine learns from images upside down", sys.modules[__name__], "_train", _upside_down)
+
+
+@experiment
+def run(study, config, key):
     data = digits()
     binary = lambda x: (np.asarray(x).reshape(len(x), -1) >= data.levels // 2).astype(int)
     images, labels = binary(data.train_x)[: config.train], np.asarray(data.train_y, int)[: config.train]
     test, truth = binary(data.test_x)[: config.test], np.asarray(data.test_y, int)[: config.test]
-    machine, losses = _train(config, _one_hot(config, images, labels), key, progress)
+    machine, losses = _train(config, _one_hot(config, images, labels), key)
     values = _one_hot(config, test, truth)
-    pixel = np.arange(PIXELS + 1 + config.hidden) < PIXELS
-    below = np.arange(PIXELS) >= PIXELS // 2
-    missing = np.asarray(jax.random.uniform(jax.random.fold_in(key, 4), test.shape)) < config.missing
-    upper = pixel & (np.arange(len(pixel)) < PIXELS // 2)
-    same = lambda mask: np.broadcast_to(mask, (len(test), len(pixel)))
-    scattered = np.pad(~missing, ((0, 0), (0, len(pixel) - PIXELS)))
-    found = {name: np.asarray(_read(machine, jnp.asarray(mask), values))
-             for name, mask in (("whole", same(pixel)), ("half", same(upper)), ("scattered", scattered))}  # fmt: skip
-    guess = {name: q[:, 1 : 2 * PIXELS : 2] for name, q in found.items()}
-    label = {name: q[:, 2 * PIXELS : 2 * PIXELS + CLASSES] for name, q in found.items()}
-    right = {name: float(np.mean(p.argmax(1) == truth)) for name, p in label.items()}
-
-    mean = np.broadcast_to(images.mean(0), test.shape)
-    of_class = np.stack([images[labels == c].mean(0) for c in range(CLASSES)])[truth]
-    lower = np.broadcast_to(below, test.shape)
-    error = lambda p, where: float(np.mean((p - test)[where] ** 2))
-    halves = error(guess["half"], lower) / error(mean, lower)
-    fills = error(guess["scattered"], missing) / error(mean, missing)
-    gaussian = error(_gaussian_fill(images, test, missing), missing) / error(mean, missing)
-
-    logits = 4 * jax.random.normal(jax.random.fold_in(key, 3), (config.starts, values.shape[1]))
-    starts = jax.vmap(lambda y: softmax(machine.sizes, y))(logits)
-    solved = [_solve(machine, jnp.asarray(upper), values[0], s).check() for s in starts]
-    apart = max(float(jnp.max(jnp.abs(s.q - solved[0].q))) for s in solved)
-    linear = _logistic(images, labels, test, truth)
-    claims = (
-        at_most("largest distance between solutions from random starts", apart, config.same, "uniqueness"),
-        at_least(
-            "accuracy from whole images", right["whole"], linear - config.below_logistic, "logistic regression, less"
-        ),
-        at_least("accuracy from upper halves", right["half"], config.half_accuracy, "chance is .1"),
-        at_most("square error of lower halves over that of the mean image", halves, config.half, "mean image"),
-        at_most("square error of missing pixels over that of the mean image", fills, config.scattered, "mean image"),
-    )
-    metrics = {c.quantity: c.value for c in claims} | {
-        "accuracy of logistic regression": linear,
-        "accuracy with missing pixels": right["scattered"],
-        "error of lower halves, mean of the true class": error(of_class, lower) / error(mean, lower),
-        "error of missing pixels, conditional mean of a Gaussian": gaussian,
-        "steps of the slowest start": max(int(s.status.step) for s in solved),
-        "largest eigenvalue": float(jnp.linalg.eigvalsh(machine.couplings())[-1]),
-    }
-    shown = slice(0, 10)
-    arrays = {
-        "losses": losses, "images": test[shown], "guess": guess["half"][shown], "truth": truth[shown],
-        "labels": label["half"][shown], "couplings": np.asarray(machine.couplings()),
-    }  # fmt: skip
-    return Result(claims, metrics, arrays)
+    study.keep(losses=losses, couplings=np.asarray(machine.couplings()))
+    study.metrics["largest eigenvalue"] = jnp.linalg.eigvalsh(machine.couplings())[-1]
+    _unique(study, config, machine, values[0], jax.random.fold_in(key, 3))
+    hidden = np.asarray(jax.random.uniform(jax.random.fold_in(key, 4), test.shape)) < config.missing
+    _tasks(study, config, machine, (images, labels), (test, truth, values), hidden)
 
 
 @eqx.filter_jit
@@ -147,53 +116,85 @@ def _one_hot(config, images, labels):
     return jnp.asarray(np.concatenate([pixels, label, hidden], 1), jnp.float32)
 
 
-def _train(config, values, key, progress):
+def _train(config, values, key):
+    """The machine after training, and the losses."""
     sizes = (2,) * PIXELS + (CLASSES,) + (2,) * config.hidden
     machine_key, key = jax.random.split(key)
     machine = monotone_boltzmann(sizes, key=machine_key, margin=config.margin, scale=config.scale)
     # Without couplings the machine knows the mean image: it starts there.
     shares = (jnp.sum(values, 0) + 0.5) / (len(values) + 1.0)
     machine = eqx.tree_at(lambda m: m.bias, machine, jnp.log(shares))
-    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    visible = jnp.asarray(owner <= PIXELS)
+    variables, owner = len(sizes), np.repeat(np.arange(len(sizes)), sizes)
+    weight = jnp.asarray(np.select([owner < PIXELS, owner == PIXELS], [config.pixels / PIXELS, 1.0], 0.0), jnp.float32)
 
-    def loss(machine, batch, clamp):
-        def one(v, clamp):
-            q = machine.mean_field(clamp, v, method=Anderson(), tol=1e-4, max_steps=100).q
-            free = visible & ~clamp[owner]
-            nats = -jnp.where(free, v * jnp.log(jnp.where(free, q, 1.0) + 1e-6), 0.0)
-            is_label = jnp.asarray(owner == PIXELS)
-            return jnp.sum(jnp.where(is_label, nats, config.pixels * nats / PIXELS))
+    def nats(machine, v, clamp):
+        """Cross entropy of the pixels and the label that are not clamped."""
+        q = machine.mean_field(clamp, v, method=Anderson(), tol=1e-4, max_steps=100).q
+        free = (weight > 0) & ~clamp[owner]
+        return -jnp.sum(jnp.where(free, weight * v * jnp.log(jnp.where(free, q, 1.0) + 1e-6), 0.0))
 
-        return jnp.mean(jax.vmap(one)(batch, clamp))
-
-    @eqx.filter_jit
-    def step(machine, state, k):
+    def loss(machine, k):
         rows, kind, share, hide = jax.random.split(k, 4)
         batch = values[jax.random.randint(rows, (config.batch,), 0, len(values))]
-        variables = len(sizes)
         # A third of the images are seen whole, a third by their upper rows, as many as chance has it, and of a third
         # every pixel with a probability of its own image.
         rate = jax.random.uniform(share, (config.batch, 1))
         kinds = jax.random.randint(kind, (config.batch, 1), 0, 3)
         scattered = jax.random.uniform(hide, (config.batch, variables)) < rate
-        rows_seen = (np.arange(variables) // 8)[None, :].astype(np.float32) < jnp.floor(9 * rate)
-        clamp = jnp.where(kinds == 0, True, jnp.where(kinds == 1, rows_seen, scattered))
+        upper = (np.arange(variables) // 8)[None, :].astype(np.float32) < jnp.floor(9 * rate)
+        clamp = jnp.where(kinds == 0, True, jnp.where(kinds == 1, upper, scattered))
         clamp = clamp & (jnp.arange(variables) < PIXELS)[None, :]
-        value, slope = jax.value_and_grad(loss)(machine, batch, clamp)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            move, state = optimizer.update(slope, state)
-        return eqx.apply_updates(machine, move), state, value
+        return jnp.mean(jax.vmap(nats, (None, 0, 0))(machine, batch, clamp))
 
-    state = optimizer.init(machine)
-    losses = []
-    with progress_bar(config.steps, "monotone Boltzmann machine", "step", show=progress) as bar:
-        for i in range(config.steps):
-            machine, state, value = step(machine, state, jax.random.fold_in(key, i))
-            losses.append(value)
-            bar.update()
+    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(config.steps))
+    machine, losses = eqx.filter_jit(lambda machine: descend(optimizer, loss, machine, keys))(machine)
     return machine, np.asarray(losses, np.float64)
+
+
+def _unique(study, config, machine, values, key):
+    """Solutions from random starts, with the upper half of an image clamped."""
+    upper = jnp.arange(len(machine.sizes)) < PIXELS // 2
+    logits = 4 * jax.random.normal(key, (config.starts, len(values)))
+    solved = [_solve(machine, upper, values, softmax(machine.sizes, y)).check() for y in logits]
+    apart = max(float(jnp.max(jnp.abs(s.q - solved[0].q))) for s in solved)
+    study.at_most("largest distance between solutions from random starts", apart, config.same, "uniqueness")
+    study.metrics["steps of the slowest start"] = max(int(s.status.step) for s in solved)
+
+
+def _tasks(study, config, machine, known, asked, missing):
+    """Labels and pixels from whole images, from upper halves, and with pixels missing at random."""
+    (images, labels), (test, truth, values) = known, asked
+    pixel = np.arange(len(machine.sizes)) < PIXELS
+    upper = np.arange(len(machine.sizes)) < PIXELS // 2
+    scattered = np.pad(~missing, ((0, 0), (0, len(pixel) - PIXELS)))
+    guess, label, right = {}, {}, {}
+    for name, mask in (("whole", pixel), ("half", upper), ("scattered", scattered)):
+        clamped = jnp.asarray(np.broadcast_to(mask, (len(test), len(pixel))))
+        q = np.asarray(_read(machine, clamped, values))
+        guess[name] = q[:, 1 : 2 * PIXELS : 2]
+        label[name] = q[:, 2 * PIXELS : 2 * PIXELS + CLASSES].argmax(1)
+        right[name] = float(np.mean(label[name] == truth))
+    # Square errors over those of the mean image.
+    mean = images.mean(0)
+    lower = np.broadcast_to(~upper[:PIXELS], test.shape)
+    error = lambda p, where: np.mean((p - test)[where] ** 2) / np.mean((mean - test)[where] ** 2)
+    of_class = np.stack([images[labels == c].mean(0) for c in range(CLASSES)])[truth]
+    linear, gaussian = _logistic(images, labels, test, truth), _gaussian_fill(images, test, missing)
+    halves, fills = error(guess["half"], lower), error(guess["scattered"], missing)
+    bound = linear - config.below_logistic
+    study.at_least("accuracy from whole images", right["whole"], bound, "logistic regression, less")
+    study.at_least("accuracy from upper halves", right["half"], config.half_accuracy, "chance is .1")
+    quantity = "square error of {} over that of the mean image".format
+    study.at_most(quantity("lower halves"), halves, config.half, "mean image")
+    study.at_most(quantity("missing pixels"), fills, config.scattered, "mean image")
+    study.metrics |= {
+        "accuracy of logistic regression": linear,
+        "accuracy with missing pixels": right["scattered"],
+        "error of lower halves, mean of the true class": error(of_class, lower),
+        "error of missing pixels, conditional mean of a Gaussian": error(gaussian, missing),
+    }
+    study.keep(images=test[:10], guess=guess["half"][:10], labels=label["half"][:10], truth=truth[:10])
 
 
 def _gaussian_fill(images, test, missing):
@@ -211,28 +212,22 @@ def _logistic(images, labels, test, truth):
     return float(LogisticRegression(max_iter=500).fit(images, labels).score(test, truth))
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Loss, completed digits, couplings."""
-    import matplotlib.pyplot as plt
-
-    a = result.arrays
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained", width_ratios=(1, 2, 1.2))
-    axes[0].plot(a["losses"], "0.8", lw=0.8)
-    width = max(1, len(a["losses"]) // 12)
-    axes[0].plot(
-        np.arange(width - 1, len(a["losses"])), np.convolve(a["losses"], np.ones(width) / width, "valid"), "C0"
-    )
-    axes[0].set(xlabel="step", ylabel="nats", title="cross entropy of what is hidden")
-    tile = lambda rows: np.concatenate([np.pad(r.reshape(8, 8).astype(float), 1, constant_values=0.5) for r in rows], 1)
-    half = a["images"].astype(float).copy()
-    half[:, 32:] = 0.5
-    axes[1].imshow(np.concatenate([tile(a["images"]), tile(half), tile(a["guess"])]), cmap="gray", vmin=0, vmax=1)
-    for i, (label, truth) in enumerate(zip(a["labels"].argmax(1), a["truth"], strict=True)):
-        axes[1].text(10 * i + 4.5, 33.5, f"{label}", ha="center", color="k" if label == truth else "C3")
-    axes[1].set(title="image, what is shown, solution and its label", xticks=[], yticks=[])
-    axes[1].set_ylim(36, -0.5)
-    top = np.quantile(np.abs(a["couplings"]), 0.999)
-    image = axes[2].imshow(a["couplings"], cmap="coolwarm", vmin=-top, vmax=top)
-    axes[2].set(title=r"$\Phi$: pixels, label, hidden")
-    figure.colorbar(image, ax=axes[2], shrink=0.8)
+    d = result.data
+    figure, (loss, pictures, matrix) = draw.panels(1, 3, width_ratios=(1, 2, 1.2))
+    width = max(1, len(d.losses) // 12)
+    loss.plot(d.losses, "0.8", lw=0.8)
+    loss.plot(np.arange(width - 1, len(d.losses)), np.convolve(d.losses, np.ones(width) / width, "valid"), "C0")
+    draw.label(loss, "cross entropy of what is hidden", "step", "nats")
+    half = np.where(np.arange(PIXELS) < PIXELS // 2, d.images, 0.5)
+    tiles = np.concatenate([d.images, half, d.guess]).reshape(-1, 8, 8)
+    pictures.imshow(draw.mosaic(tiles, 10, gap=2, fill=0.5), cmap="gray", vmin=0, vmax=1)
+    for i, (label, truth) in enumerate(zip(d.labels, d.truth, strict=True)):
+        pictures.text(10 * i + 3.5, 32, f"{label}", ha="center", color="k" if label == truth else "C3")
+    draw.label(pictures, "image, what is shown, solution and its label", xticks=[], yticks=[], ylim=(34, -0.5))
+    top = np.quantile(np.abs(d.couplings), 0.999)
+    shown = matrix.imshow(d.couplings, cmap="coolwarm", vmin=-top, vmax=top)
+    draw.label(matrix, r"$\Phi$: pixels, label, hidden")
+    figure.colorbar(shown, ax=matrix, shrink=0.8)
     return figure

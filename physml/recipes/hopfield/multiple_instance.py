@@ -18,6 +18,7 @@ multiple instance learning (2018), for bags of digits and gated attention.
 """
 
 import dataclasses
+import sys
 from functools import partial
 from typing import Any
 
@@ -29,9 +30,10 @@ import optax
 from jaxtyping import Array
 
 from physml import data, hopfield
-from physml.core.progress import progress_bar
 from physml.core.types import Key
-from physml.recipes._result import Info, Result, at_least
+from physml.metrics import Estimate, mean_and_error
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes.hopfield._descent import descend
 
 INFO = Info(
     paper="Ramsauer et al., Hopfield networks is all you need (2021); Ilse et al. (2018)",
@@ -44,30 +46,29 @@ TARGET = 9
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Bags, training, tables, and what the claims ask for."""
 
     bags: int = 400
     test_bags: int = 1000
-    sizes: tuple[int, int] = (16, 24)  # of a bag
+    sizes: tuple[int, int] = setting((16, 24), least=2.0)  # of a bag
     repeats: int = 3
     steps: int = 150
     width: int = 64
-    poolings: tuple[str, ...] = POOLINGS
+    poolings: tuple[str, ...] = setting(POOLINGS, choices=POOLINGS)
     tables: tuple[str, ...] = ("iris", "wine", "breast_cancer")
-    splits: int = 10
+    splits: int = setting(10, least=2.0)
     table_steps: int = 150
     rate: float = 1e-3
     # the bounds of the claims
     auc: float = 0.9
     against_attention: float = 0.03
-    against_mean: float = 0.04
+    against_mean: float = setting(0.04, least=-1.0)
     key_instance: float = 0.92
     table_gap: float = 0.03
 
-    def __post_init__(self):
-        if not set(self.poolings) <= set(POOLINGS) or self.poolings[0] != "hopfield" or self.sizes[0] < 2:
-            raise ValueError(f"poolings among {POOLINGS}, hopfield first, and bags of at least 2; got {self}")
+    def rules(self):
+        return ((self.poolings[0] == "hopfield" and "mean" in self.poolings, "poolings with hopfield first, and mean"),)
 
 
 PAPER = Config()
@@ -75,6 +76,18 @@ SMOKE = Config(
     bags=60, test_bags=200, sizes=(4, 6), repeats=1, steps=60, width=32, rate=3e-3, poolings=("hopfield", "mean"),
     tables=("iris",), splits=2, table_steps=60, auc=0.8, against_mean=-0.1, key_instance=0.8, table_gap=0.1,
 )  # fmt: skip
+
+SABOTAGE = Sabotage(
+    "bags without a nine left out of the loss", sys.modules[__name__], "_nats",
+    lambda exact: lambda logit, label: label * exact(logit, label),
+)  # fmt: skip
+
+
+@experiment
+def run(study, config, key):
+    rng = np.random.default_rng(int(jax.random.randint(key, (), 0, 2**31 - 1)))
+    for part in study.each((_bags, _tables), "part"):
+        part(study, config, key, rng)
 
 
 class Bag(eqx.Module):
@@ -93,18 +106,17 @@ class Bag(eqx.Module):
         half = width // 2
         self.kind = kind
         self.first, self.second = dense(keys[0], (64, width)), dense(keys[1], (width, half))
-        self.last, self.bias = jnp.zeros(half), jnp.zeros(())
+        self.last, self.bias, self.pool = jnp.zeros(half), jnp.zeros(()), None
         if kind.startswith("hopfield"):
             steps = 3 if "3" in kind else 1
             self.pool = hopfield.HopfieldPooling(half, 1, steps=steps, learn_beta=True, key=keys[2])
         elif kind == "attention":
             self.pool = tuple(dense(k, (half, n)) for k, n in zip(keys[2:], (half, half, 1), strict=True))
-        else:
-            self.pool = None
 
     def __call__(self, x: Array, mask: Array) -> tuple[Array, Array]:
         """The logit, and how much every instance counts."""
         h = jax.nn.relu(jax.nn.relu(x @ self.first) @ self.second)
+        weights = mask.astype(h.dtype) / jnp.sum(mask).astype(h.dtype)
         if isinstance(self.pool, hopfield.HopfieldPooling):
             pooled, weights = self.pool(h, mask=mask, return_weights=True)
             pooled, weights = pooled[0], jnp.mean(weights, (0, 1))
@@ -114,10 +126,8 @@ class Bag(eqx.Module):
             weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf))
             pooled = weights @ h
         elif self.kind == "mean":
-            weights = mask.astype(h.dtype) / jnp.sum(mask).astype(h.dtype)
             pooled = weights @ h
         else:
-            weights = mask.astype(h.dtype) / jnp.sum(mask).astype(h.dtype)
             pooled = jnp.max(jnp.where(mask[:, None], h, 0.0), 0)
         return pooled @ self.last + self.bias, weights
 
@@ -125,85 +135,64 @@ class Bag(eqx.Module):
 def make_bags(x: np.ndarray, y: np.ndarray, count: int, sizes: tuple[int, int], rng: Any) -> tuple[np.ndarray, ...]:
     """Bags (count, size, 64), masks, labels and where the targets are; half hold one or two targets, half none."""
     size = rng.integers(sizes[0], sizes[1] + 1, count)
-    mask = np.arange(sizes[1])[None] < size[:, None]
+    place = np.arange(sizes[1])[None]
+    mask = place < size[:, None]
     index = rng.choice(np.flatnonzero(y != TARGET), (count, sizes[1]))
     label = np.arange(count) % 2
     hits = np.where(label, rng.integers(1, 3, count), 0)
-    index = np.where(
-        np.arange(sizes[1])[None] < hits[:, None], rng.choice(np.flatnonzero(y == TARGET), index.shape), index
-    )
+    index = np.where(place < hits[:, None], rng.choice(np.flatnonzero(y == TARGET), index.shape), index)
     return (x[index] / 8 - 1).astype(np.float32), mask, label.astype(np.float32), (y[index] == TARGET) & mask
 
 
-@partial(jax.jit, static_argnames=("loss", "steps", "rate", "decay"))
-def _train(models, batches, loss, steps, rate, decay):
+@partial(jax.jit, static_argnames=("loss", "steps", "rate"))
+def _train(models, batches, loss, steps, rate):
     """Adam on all data at once, for several models with data of their own."""
-    optimizer = optax.adamw(rate, weight_decay=decay)
+    optimizer = optax.adamw(rate, weight_decay=1e-2)
+    one = lambda pair: descend(optimizer, lambda model, _: loss(model, pair[1]), pair[0], jnp.arange(steps))
+    return jax.lax.map(one, (models, batches))
 
-    def one(model, batch):
-        params, rest = eqx.partition(model, eqx.is_inexact_array)
 
-        def step(carry, _):
-            params, state = carry
-            value, slope = jax.value_and_grad(lambda p: loss(eqx.combine(p, rest), batch))(params)
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-                update, state = optimizer.update(slope, state, params)
-            return (optax.apply_updates(params, update), state), value
-
-        (params, _), history = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
-        return eqx.combine(params, rest), history
-
-    return jax.lax.map(lambda pair: one(*pair), (models, batches))
+def _nats(logit, label):
+    """Cross entropy of labels 0 and 1."""
+    return jax.nn.softplus(jnp.where(label > 0, -logit, logit))
 
 
 def _bag_loss(model, batch):
     x, mask, label = batch
-    logit, _ = jax.vmap(model)(x, mask)
-    return jnp.mean(jax.nn.softplus(jnp.where(label > 0, -logit, logit)))
+    return jnp.mean(_nats(jax.vmap(model)(x, mask)[0], label))
 
 
-def auc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive has the larger score, ties counted half."""
-    from scipy.stats import rankdata
+def _bags(study, config, key, rng):
+    """Every pooling, trained on bags and tested on bags of other digits."""
+    from sklearn.metrics import roc_auc_score
 
-    n = positive.sum()
-    return float((rankdata(score)[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n)))
-
-
-def _bags(config, key, rng, claims, metrics):
     images = data.digits()
     draws = [make_bags(images.train_x, images.train_y, config.bags, config.sizes, rng) for _ in range(config.repeats)]
     batches = tuple(np.stack(parts) for parts in zip(*draws, strict=True))[:3]
-    tests = make_bags(images.test_x, images.test_y, config.test_bags, config.sizes, rng)
+    x, mask, label, nines = make_bags(images.test_x, images.test_y, config.test_bags, config.sizes, rng)
     evaluate = eqx.filter_jit(jax.vmap(jax.vmap(lambda m, x, mask: m(x, mask), (None, 0, 0)), (0, None, None)))
-    scores, losses, found, example = {}, {}, {}, ()
+    positive = label > 0
+    among = mask & positive[:, None]  # instances of positive bags: does the weight find the target?
+    scores, losses, found = {}, {}, {}
     for kind in config.poolings:
         models = jax.vmap(lambda k, kind=kind: Bag(kind, config.width, key=k))(jax.random.split(key, config.repeats))
-        trained, history = _train(models, batches, _bag_loss, config.steps, config.rate, 1e-2)
-        logits, weights = (np.asarray(a) for a in evaluate(trained, tests[0], tests[1]))
-        scores[kind] = np.array([auc(row, tests[2] > 0) for row in logits])
+        trained, history = _train(models, batches, _bag_loss, config.steps, config.rate)
+        logits, weights = (np.asarray(a) for a in evaluate(trained, x, mask))
+        scores[kind] = np.array([roc_auc_score(positive, row) for row in logits])
         losses[kind] = np.asarray(history).mean(0)
-        # Instances of positive bags: does the weight find the target?
-        among = tests[1] & (tests[2] > 0)[:, None]
-        found[kind] = np.mean([auc(w[among], tests[3][among]) for w in weights])
+        found[kind] = np.mean([roc_auc_score(nines[among], w[among]) for w in weights])
+        study.metrics |= {f"AUC, {kind}": scores[kind].mean(), f"weights on nines, {kind}": found[kind]}
         if kind == "hopfield":
-            shown = np.flatnonzero(tests[2] > 0)[:4]
-            example = tests[0][shown].reshape(len(shown), -1, 8, 8), weights[0, shown], tests[3][shown]
-    mean = {kind: float(s.mean()) for kind, s in scores.items()}
-    spread = {kind: float(s.std() / np.sqrt(max(len(s) - 1, 1))) for kind, s in scores.items()}
-    for kind in config.poolings:
-        metrics[f"AUC, {kind}"], metrics[f"weights on nines, {kind}"] = mean[kind], float(found[kind])
-    own = mean["hopfield"]
-    claims.append(at_least("AUC of bags", own, config.auc, "asked for", spread["hopfield"]))
-    if "attention" in mean:
-        gap = own - mean["attention"]
-        claims.append(at_least("AUC less attention pooling's", gap, -config.against_attention, "as good"))
-    claims.append(at_least("AUC less the mean's", own - mean["mean"], config.against_mean, "better than no choice"))
-    claims.append(at_least("weights find the nines", found["hopfield"], config.key_instance, "AUC over instances"))
-    arrays = {f"loss {kind}": value for kind, value in losses.items()} | {
-        f"auc {kind}": s for kind, s in scores.items()
-    }
-    return arrays | {"example": example[0], "example weights": example[1], "example targets": example[2]}
+            shown = np.flatnonzero(positive)[:4]
+            study.keep(example=(x[shown].reshape(len(shown), -1, 8, 8), weights[0, shown], nines[shown]))
+    own = mean_and_error(scores["hopfield"]) if config.repeats > 1 else Estimate(scores["hopfield"][0], 0.0)
+    over = {kind: own.value - score.mean() for kind, score in scores.items()}
+    study.at_least("AUC of bags", own, config.auc, "asked for")
+    if "attention" in over:
+        study.at_least("AUC less attention pooling's", over["attention"], -config.against_attention, "as good")
+    study.at_least("AUC less the mean's", over["mean"], config.against_mean, "better than no choice")
+    study.at_least("weights find the nines", found["hopfield"], config.key_instance, "AUC over instances")
+    study.keep(scores=scores, losses=losses)
 
 
 def _table_loss(model, batch):
@@ -219,7 +208,24 @@ def _predict(model, x, stored, labels):
     return jnp.argmax(model(x, stored, labels), -1)
 
 
-def _tables(config, key, rng, claims, metrics):
+def _associations(features, classes, keys):
+    """Layers that read the labels of stored samples (features,), one for every split."""
+
+    def start(k):
+        layer = hopfield.Hopfield(
+            features, 1, head_dim=16, beta=1.0, learn_beta=True, projection_dim=classes, static=("projection",),
+            normalise=(), normalise_space=True, out_projection=False, key=k,
+        )  # fmt: skip
+        # On a sphere overlaps are distances; to begin with in one projection, since both sides are of one kind.
+        bias = jax.random.normal(jax.random.fold_in(k, 1), (16,))
+        where = lambda tree: (tree.stored.weight, tree.state.bias, tree.stored.bias)
+        return eqx.tree_at(where, layer, (layer.state.weight, bias, bias))
+
+    return jax.vmap(start)(keys)
+
+
+def _tables(study, config, key, rng):
+    """Association with the training set beside its rivals, on the same splits of every table."""
     from sklearn import datasets
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedShuffleSplit
@@ -227,93 +233,55 @@ def _tables(config, key, rng, claims, metrics):
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    rivals = {"SVM": lambda: SVC(), "logistic regression": lambda: LogisticRegression(max_iter=1000)}
-    table = {}
+    rivals = {"SVM": SVC(), "logistic regression": LogisticRegression(max_iter=1000)}
+    tables = {}
     for name in config.tables:
         x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
-        classes = int(y.max()) + 1
         split = StratifiedShuffleSplit(config.splits, test_size=0.2, random_state=int(rng.integers(2**31)))
         folds = list(split.split(x, y))
-        scaled = [StandardScaler().fit(x[train]) for train, _ in folds]
-        take = lambda which, folds=folds, scaled=scaled, x=x: np.stack(
-            [scale.transform(x[f[which]]) for scale, f in zip(scaled, folds, strict=True)]
-        ).astype(np.float32)  # fmt: skip
-        labels = np.eye(classes, dtype=np.float32)[np.stack([y[train] for train, _ in folds])]
-
-        def start(k, d=x.shape[1], classes=classes):
-            layer = hopfield.Hopfield(
-                d, 1, head_dim=16, beta=1.0, learn_beta=True, projection_dim=classes, static=("projection",),
-                normalise=(), normalise_space=True, out_projection=False, key=k,
-            )  # fmt: skip
-            # On a sphere overlaps are distances; to begin with in one projection, since both sides are of one kind.
-            bias = jax.random.normal(jax.random.fold_in(k, 1), (16,))
-            where = lambda tree: (tree.stored.weight, tree.state.bias, tree.stored.bias)
-            return eqx.tree_at(where, layer, (layer.state.weight, bias, bias))
-
-        models = jax.vmap(start)(jax.random.split(key, config.splits))
-        trained, _ = _train(models, (take(0), labels), _table_loss, config.table_steps, 1e-2, 1e-2)
-        guess = np.asarray(_predict(trained, take(1), take(0), labels))
-        right = {"Hopfield": np.array([np.mean(g == y[test]) for g, (_, test) in zip(guess, folds, strict=True)])}
+        scaled = [np.asarray(StandardScaler().fit(x[train]).transform(x), np.float32) for train, _ in folds]
+        stored, asked = (np.stack([s[fold[i]] for s, fold in zip(scaled, folds, strict=True)]) for i in (0, 1))
+        labels = np.eye(y.max() + 1, dtype=np.float32)[np.stack([y[train] for train, _ in folds])]
+        models = _associations(x.shape[1], int(y.max()) + 1, jax.random.split(key, config.splits))
+        trained, _ = _train(models, (stored, labels), _table_loss, config.table_steps, 1e-2)
+        guess = np.asarray(_predict(trained, asked, stored, labels))
+        right = {"Hopfield": np.mean(guess == np.stack([y[test] for _, test in folds]), 1)}
         for rival, make in rivals.items():
-            fits = [make_pipeline(StandardScaler(), make()).fit(x[a], y[a]) for a, _ in folds]
-            right[rival] = np.array([m.score(x[b], y[b]) for m, (_, b) in zip(fits, folds, strict=True)])
-        table[name] = np.stack(list(right.values()))
-        for model, share in right.items():
-            metrics[f"{name}, {model}"] = float(share.mean())
-        gap = right["Hopfield"] - right["SVM"]
-        error = gap.std() / np.sqrt(max(len(gap) - 1, 1))
-        claims.append(at_least(f"{name}: accuracy less the SVM's", gap.mean(), -config.table_gap, "same splits", error))
-    return {f"table {name}": rows for name, rows in table.items()}
+            fits = [make_pipeline(StandardScaler(), make).fit(x[a], y[a]).score(x[b], y[b]) for a, b in folds]
+            right[rival] = np.array(fits)
+        study.metrics |= {f"{name}, {model}": share.mean() for model, share in right.items()}
+        gap = mean_and_error(right["Hopfield"] - right["SVM"])
+        study.at_least(f"{name}: accuracy less the SVM's", gap, -config.table_gap, "same splits")
+        tables[name] = {model: mean_and_error(share) for model, share in right.items()}
+    study.keep(tables=tables)
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """A minute and a half with `PAPER`."""
-    claims: list = []
-    metrics: dict[str, float] = {}
-    arrays: dict[str, np.ndarray] = {}
-    rng = np.random.default_rng(int(jax.random.randint(key, (), 0, 2**31 - 1)))
-    with progress_bar(2, "multiple instances", "part", show=progress) as bar:
-        for part in (_bags, _tables):
-            arrays |= part(config, key, rng, claims, metrics)
-            bar.update()
-    return Result(tuple(claims), metrics | {c.quantity: c.value for c in claims}, arrays)
-
-
-def plot(result: Result) -> Any:
+def plot(result):
     """Training losses, AUC by pooling, bags with the weights of their digits, accuracies on the tables."""
     import matplotlib.pyplot as plt
 
-    a = result.arrays
-    panels: Any = [["loss", "score", "tables"], ["bags"] * 3]
-    figure, axes = plt.subplot_mosaic(panels, figsize=(13, 6.5), layout="constrained", height_ratios=(1.3, 1))
-    loss, score, tables, bags = (axes[name] for name in ("loss", "score", "tables", "bags"))
-    kinds = [k.removeprefix("loss ") for k in a if k.startswith("loss ")]
-    for kind in kinds:
-        loss.semilogy(a[f"loss {kind}"], lw=1, label=kind)
-    loss.set(xlabel="step", ylabel="loss", title="training on bags")
-    loss.legend(fontsize=8)
-    for i, kind in enumerate(kinds):
-        score.plot(np.full(len(a[f"auc {kind}"]), i), a[f"auc {kind}"], "o", color=f"C{i}")
-    score.set(xticks=range(len(kinds)), ylabel="AUC on bags of unseen digits", title="poolings, each repeat a point")
-    score.set_xticklabels(kinds, fontsize=8, rotation=15)
-    example, weights, targets = a["example"], a["example weights"], a["example targets"]
-    size = example.shape[1]
-    picture = np.concatenate([np.concatenate([np.pad(x, 1, constant_values=-1) for x in row], 1) for row in example], 0)
-    bags.imshow(picture, cmap="gray", alpha=0.9)
-    for i in range(len(example)):
-        for j in range(size):
-            if weights[i, j] > 0.02:
-                bags.text(10 * j + 4.5, 10 * i + 9, f"{weights[i, j]:.2f}", fontsize=8, color="C1", ha="center")
-            if targets[i, j]:
-                bags.add_patch(plt.Rectangle((10 * j, 10 * i), 9, 9, fill=False, color="C2", lw=1.2))
-    bags.set(
-        xticks=[], yticks=[], title="positive bags: nines framed (put first), weights above 0.02 of the association"
-    )
-    names = [k.removeprefix("table ") for k in a if k.startswith("table ")]
+    d = result.data
+    layout: Any = [["loss", "score", "tables"], ["bags"] * 3]
+    figure, axes = plt.subplot_mosaic(layout, figsize=(13, 6.5), layout="constrained", height_ratios=(1.3, 1))
+    for i, (kind, score) in enumerate(d.scores.items()):
+        axes["loss"].plot(d.losses[kind], lw=1, label=kind)
+        axes["score"].plot(np.full(len(score), i), score, "o", color=f"C{i}")
+    draw.label(axes["loss"], "training on bags", "step", "loss", log="y")
+    draw.label(axes["score"], "poolings, each repeat a point", y="AUC on bags of unseen digits")
+    axes["score"].set_xticks(range(len(d.scores)), list(d.scores), fontsize=8, rotation=15)
+    images, weights, nines = d.example
+    size = images.shape[1]
+    axes["bags"].imshow(draw.mosaic(images.reshape(-1, 8, 8), size, gap=4, fill=-1), cmap="gray", alpha=0.9)
+    for i, j in np.ndindex(nines.shape):
+        if weights[i, j] > 0.02:
+            axes["bags"].text(12 * j + 3.5, 12 * i + 11, f"{weights[i, j]:.2f}", fontsize=8, color="C1", ha="center")
+        if nines[i, j]:
+            axes["bags"].add_patch(plt.Rectangle((12 * j - 0.5, 12 * i - 0.5), 8, 8, fill=False, color="C2", lw=1.2))
+    title = "positive bags: nines framed (put first), weights above 0.02 of the association"
+    draw.label(axes["bags"], title, xticks=[], yticks=[], ylim=(12 * len(images) - 0.5, -0.5))
     for j, model in enumerate(("Hopfield", "SVM", "logistic regression")):
-        rows = [a[f"table {name}"][j] for name in names]
-        errors = [r.std() / np.sqrt(max(len(r) - 1, 1)) for r in rows]
-        tables.errorbar(np.arange(len(names)) + 0.15 * (j - 1), [r.mean() for r in rows], errors, fmt="o", label=model)
-    tables.set(xticks=range(len(names)), xticklabels=names, ylabel="accuracy", title="small tables, same splits")
-    tables.legend(fontsize=8)
+        value, error = np.transpose([table[model] for table in d.tables.values()])
+        draw.measured(axes["tables"], np.arange(len(value)) + 0.15 * (j - 1), value, error, sigmas=1, label=model)
+    draw.label(axes["tables"], "small tables, same splits", y="accuracy")
+    axes["tables"].set_xticks(range(len(d.tables)), list(d.tables))
     return figure

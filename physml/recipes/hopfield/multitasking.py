@@ -13,19 +13,17 @@ Mech. (2023).
 """
 
 import dataclasses
-from typing import Any
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.hopfield.spins.glauber import Dense, glauber
-from physml.hopfield.spins.patterns import dilute, examples, random_patterns
-from physml.hopfield.theory._multitasking import multitasking
+from physml.hopfield import Dense, dilute, examples, glauber, random_patterns
+from physml.hopfield.theory import multitasking
 from physml.hopfield.theory.data_sets import entropy
-from physml.recipes._result import Info, Result, at_most, close_to
+from physml.metrics import mean_and_error
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
 INFO = Info(
     paper="Agliari, Alessandrelli, Barra and Ricci-Tersenghi, Parallel learning by multitasking neural networks (2023)",
@@ -35,64 +33,75 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Three patterns; dilution, temperature, and the simulated networks."""
 
-    blank: float = 0.4
+    blank: float = setting(0.4, below=0.5)
     temperature: float = 0.05  # where the third overlap does not change its sign in a run
     size: int = 2000
-    networks: int = 12
+    networks: int = setting(12, least=4.0)
     replicas: int = 16
     sweeps: int = 60  # of which the first third is left out
     quality: float = 0.8  # noisier examples let some networks leave the hierarchy
     count: int = 20
-    points: int = 40  # of the curves; 0 leaves them out
+    points: int = setting(40, least=0.0)  # of the curves; 0 leaves them out
 
-    def __post_init__(self):
-        if self.networks < 4 or self.sweeps % 3 or not 0 < self.blank < 0.5:
-            raise ValueError(f"four networks, sweeps divisible by 3 and blank in (0, .5) are needed, got {self}")
+    def rules(self):
+        return ((self.sweeps % 3 == 0, "sweeps divisible by 3"),)
 
 
 PAPER = Config()
 SMOKE = Config(size=600, networks=6, sweeps=30, points=0)
 WAYS = ("patterns", "supervised", "unsupervised")
 
-
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """`key` is that of the patterns, the examples and the dynamics."""
-    claims: list = []
-    arrays: dict[str, np.ndarray] = {}
-    with progress_bar(len(WAYS) + 1, "multitasking", "part", show=progress) as bar:
-        with jax.enable_x64(True):
-            arrays |= _theory(config, claims)
-        bar.update()
-        for way in WAYS:
-            arrays |= _monte_carlo(config, way, claims, key)
-            bar.update()
-    return Result(tuple(claims), {c.quantity: c.value for c in claims}, arrays)
+SABOTAGE = (
+    Sabotage(
+        "patterns a fifth more blank than the theory's", sys.modules[__name__], "dilute",
+        lambda exact: lambda xi, blank, **options: exact(xi, 1.2 * blank, **options),
+    ),
+    Sabotage(
+        "energies of a tenth of the strength", sys.modules[__name__], "_energy",
+        lambda exact: lambda *a: (lambda energy: dataclasses.replace(energy, strength=0.1 * energy.strength))(exact(*a)),
+    ),
+)  # fmt: skip
 
 
-def _theory(config, claims):
-    d = config.blank
-    for i, m in enumerate(multitasking(3, d, 0.0).check().m):
-        claims.append(close_to(f"m_{i + 1} at T = 0", m, (1 - d) * d**i, 1e-9, "(1 - d) d^(k-1)"))
-    for rho in (0.0, 0.3):
-        # The eigenvalue of the map at n = 0 is 1 at the transition; it is measured on the disordered side.
-        warm = float(multitasking(3, d, 1.2 * (1 - d), rho=rho).check().stability)
-        claims.append(close_to(f"T_c by the eigenvalue, rho = {rho}", 1.2 * (1 - d) * warm, 1 - d, 1e-6, "1 - d"))
-    if not config.points:
-        return {}
+@experiment
+def run(study, config, key):
+    for part in study.each(("theory", *WAYS), "part"):
+        if part == "theory":
+            _theory(study, config)
+        else:
+            _monte_carlo(study, config, part, key)
+
+
+def _theory(study, config):
+    """Overlaps at T = 0, the transition, and the curves."""
+    with jax.enable_x64(True):
+        d = config.blank
+        for i, m in enumerate(multitasking(3, d, 0.0).check().m):
+            study.near(f"m_{i + 1} at T = 0", m, (1 - d) * d**i, "(1 - d) d^(k-1)", atol=1e-9)
+        for rho in (0.0, 0.3):
+            # The eigenvalue of the map at n = 0 is 1 at the transition; it is measured on the disordered side.
+            warm = float(multitasking(3, d, 1.2 * (1 - d), rho=rho).check().stability)
+            study.near(f"T_c by the eigenvalue, rho = {rho}", 1.2 * (1 - d) * warm, 1 - d, "1 - d", atol=1e-6)
+        study.keep(curves=_curves(study, config) if config.points else None)
+
+
+def _curves(study, config):
+    """Overlaps over the dilution at T = 0, and over the temperature."""
     # The hierarchy ends where the first pattern no longer outvotes the others together, d^3 - 2 d + 1 = 0.
-    ds = np.append(np.linspace(0.02, 0.6, config.points // 2), np.linspace(0.605, 0.95, config.points // 2))
+    half = config.points // 2
+    ds = np.append(np.linspace(0.02, 0.6, half), np.linspace(0.605, 0.95, half))
     ms = np.asarray(jax.vmap(lambda d: multitasking(3, d, 0.0).m)(jnp.asarray(ds)))
-    off = np.max(np.abs(ms - (1 - ds)[:, None] * ds[:, None] ** np.arange(3)), 1)
+    hierarchy = (1 - ds)[:, None] * ds[:, None] ** np.arange(3)
+    off = np.max(np.abs(ms - hierarchy), 1)
     step = ds[-1] - ds[-2]
     end = ds[np.argmax(off > 1e-3)] - step / 2
-    golden = (5**0.5 - 1) / 2
-    claims.append(close_to("d where the hierarchy ends, K = 3", end, golden, step, "1 - d = d - d^3"))
+    study.near("d where the hierarchy ends, K = 3", end, (5**0.5 - 1) / 2, "1 - d = d - d^3", atol=step)
     ts = np.linspace(0.01, 0.75, config.points)
-    over = np.asarray(jax.vmap(lambda t: multitasking(3, d, t).m)(jnp.asarray(ts)))
-    return {"d": ds, "m over d": ms, "T": ts, "m over T": over}
+    over = np.asarray(jax.vmap(lambda t: multitasking(3, config.blank, t).m)(jnp.asarray(ts)))
+    return ds, ms, hierarchy, ts, over
 
 
 def _overlaps(xi, spins):
@@ -111,7 +120,8 @@ def _energy(config, way, xi, key):
     return Dense(noisy.reshape(-1, xi.shape[1]), strength=1 / (config.count * config.quality**2 * (1 + rho)))
 
 
-def _monte_carlo(config, way, claims, key):
+def _monte_carlo(study, config, way, key):
+    """Overlaps of simulated networks beside the theory."""
     rows = []
     for i in range(config.networks):
         keys = jax.random.split(jax.random.fold_in(key, 10 * i + WAYS.index(way)), 4)
@@ -123,36 +133,33 @@ def _monte_carlo(config, way, claims, key):
             config.sweeps, temperature=config.temperature, key=keys[3], observe=jax.tree_util.Partial(_overlaps, xi),
         )  # fmt: skip
         rows.append(np.asarray(out.observed[config.sweeps // 3 :]).mean(0))
-    rows = np.asarray(rows)
-    mean, error = rows.mean(0), rows.std(0, ddof=1) / config.networks**0.5
+    found = mean_and_error(rows)
     rho = 0.0 if way == "patterns" else entropy(config.quality, config.count)
     theory = np.asarray(multitasking(3, config.blank, config.temperature, rho=rho).check().m)
-    z = np.max(np.abs(mean - theory) / error)
-    claims.append(at_most(f"{way}: largest distance of an overlap, in standard errors", z, 5, "simulation and theory"))
-    return {f"mean {way}": mean, f"error {way}": error, f"theory {way}": theory}
+    z = np.max(np.abs(found.z(theory)))
+    study.at_most(f"{way}: largest distance of an overlap, in standard errors", z, 5, "simulation and theory")
+    study.keep(**{way: (found, theory)})
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Overlaps over the dilution and over T, and the simulated ones beside the theory."""
-    import matplotlib.pyplot as plt
-
-    a = result.arrays
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    if "d" in a:
+    d = result.data
+    figure, axes = draw.panels(1, 3 if d.curves else 1, squeeze=False)
+    *curves, simulated = axes.flat
+    if d.curves:
+        over_d, over_t = curves
+        ds, ms, hierarchy, ts, warm = d.curves
         for k in range(3):
-            axes[0].plot(a["d"], a["m over d"][:, k], f"C{k}", label=f"$m_{k + 1}$")
-            axes[0].plot(a["d"], (1 - a["d"]) * a["d"] ** k, f"C{k}:", lw=1)
-            axes[1].plot(a["T"], a["m over T"][:, k], f"C{k}", label=f"$m_{k + 1}$")
-        axes[0].axvline((5**0.5 - 1) / 2, color="k", lw=0.6)
-        axes[0].set(xlabel="dilution d", ylabel="overlap", title="T = 0; dotted: hierarchy")
-        axes[1].set(xlabel="T", ylabel="overlap", title="d = 0.4, order below 1 - d")
-        axes[0].legend(fontsize=8)
+            draw.theory(over_d, ds, ms[:, k], f"C{k}", label=f"$m_{k + 1}$")
+            draw.theory(over_d, ds, hierarchy[:, k], f"C{k}:", lw=1)
+            draw.theory(over_t, ts, warm[:, k], f"C{k}")
+        over_d.axvline((5**0.5 - 1) / 2, color="k", lw=0.6)
+        draw.label(over_d, "T = 0; dotted: hierarchy", "dilution d", "overlap")
+        draw.label(over_t, "d = 0.4, order below 1 - d", "T", "overlap")
     for i, way in enumerate(WAYS):
+        found, theory = getattr(d, way)
         x = np.arange(1, 4) + 0.15 * (i - 1)
-        axes[2].errorbar(x, a[f"mean {way}"], 5 * a[f"error {way}"], fmt=f"C{i}o", ms=4, capsize=2, label=way)
-        axes[2].plot(x, a[f"theory {way}"], "k_", ms=12)
-    axes[2].set(
-        xlabel="pattern", ylabel="overlap", title="simulated, five standard errors; bars: theory", xticks=[1, 2, 3]
-    )
-    axes[2].legend(fontsize=8)
+        draw.measured(simulated, x, *found, sigmas=5, color=f"C{i}", capsize=2, label=way)
+        simulated.plot(x, theory, "k_", ms=12)
+    draw.label(simulated, "simulated, five standard errors; bars: theory", "pattern", "overlap", xticks=[1, 2, 3])
     return figure

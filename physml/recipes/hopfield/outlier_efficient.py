@@ -21,7 +21,9 @@ Active-dormant attention heads (2024), for the task.
 """
 
 import dataclasses
+import sys
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -31,11 +33,11 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from physml.core.progress import progress_bar
 from physml.core.types import Key
 from physml.hopfield import Hopfield
 from physml.nn import adaptive_layer_norm
-from physml.recipes._result import Info, Result, at_least, at_most
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes.hopfield._descent import descend
 
 INFO = Info(
     paper="Hu et al., Outlier-efficient Hopfield layers for large transformer-based models (2024)",
@@ -47,12 +49,12 @@ KINDS = ("softmax", "softmax1")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """The task, the transformer, its training, and what the claims ask for."""
 
     vocabulary: int = 24  # token 0 begins every sequence
     triggers: int = 3
-    length: int = 32
+    length: int = setting(32, least=4.0)
     width: int = 32
     depth: int = 3
     heads: int = 1
@@ -68,14 +70,18 @@ class Config:
     sink_ratio: float = 1.0
     rise: float = 0.01
 
-    def __post_init__(self):
-        if self.triggers < 1 or self.vocabulary < self.triggers + 3 or self.length < 4:
-            raise ValueError(f"at least one trigger, three other tokens, length 4; got {self}")
+    def rules(self):
+        return ((self.vocabulary >= self.triggers + 3, "three tokens that are no triggers"),)
 
 
 PAPER = Config()
 SMOKE = Config(vocabulary=12, triggers=2, length=16, width=16, depth=1, heads=1, steps=150, batch=16, test=64, bits=(8, 4),
     excess=0.6, apart=0.3, rest=0.05, rise=0.05)  # fmt: skip
+
+SABOTAGE = Sabotage(
+    "softmax in place of softmax_1", sys.modules[__name__], "Hopfield",
+    lambda exact: lambda *a, separation, **options: exact(*a, separation="softmax", **options),
+)  # fmt: skip
 
 
 class Task(eqx.Module):
@@ -89,25 +95,19 @@ class Task(eqx.Module):
         self.chain = jax.nn.log_softmax(logits.at[:, 0].set(-jnp.inf))
         self.triggers = triggers
 
-    def is_trigger(self, x):
-        return (x >= 1) & (x <= self.triggers)
-
     def draw(self, count: int, length: int, key: Key) -> tuple[Array, Array, Array]:
         """Tokens (count, length), the entropy of what follows each, and whether a copy follows."""
 
-        def one(key):
-            def step(carry, key):
-                before, now = carry
-                copy = self.is_trigger(now) & (before > 0)
-                free = jax.random.categorical(key, self.chain[now]).astype(jnp.int32)
-                p = jnp.exp(self.chain[now])
-                entropy = jnp.where(copy, 0.0, -jnp.sum(jnp.where(p > 0, p * self.chain[now], 0.0)))
-                following = jnp.where(copy, before, free)
-                return (now, following), (now, entropy, copy)
+        def step(carry, key):
+            before, now = carry
+            copy = (now >= 1) & (now <= self.triggers) & (before > 0)
+            free = jax.random.categorical(key, self.chain[now]).astype(jnp.int32)
+            p = jnp.exp(self.chain[now])
+            entropy = jnp.where(copy, 0.0, -jnp.sum(jnp.where(p > 0, p * self.chain[now], 0.0)))
+            return (now, jnp.where(copy, before, free)), (now, entropy, copy)
 
-            zero = jnp.int32(0)
-            return jax.lax.scan(step, (zero, zero), jax.random.split(key, length))[1]
-
+        start = (jnp.int32(0), jnp.int32(0))
+        one = lambda key: jax.lax.scan(step, start, jax.random.split(key, length))[1]
         return jax.vmap(one)(jax.random.split(key, count))
 
 
@@ -162,28 +162,18 @@ class Transformer(eqx.Module):
 
 
 def _loss(model, x, levels=None):
-    """Mean cross-entropy of what follows, (batch, length - 1) by token, in nats."""
+    """Cross-entropy of what follows, (batch, length - 1) by token, in nats; states and associations."""
     logits, states, maps = jax.vmap(lambda x: model(x, levels))(x)
     log_p = jax.nn.log_softmax(logits[:, :-1])
     return -jnp.take_along_axis(log_p, x[:, 1:, None], axis=-1)[..., 0], states, maps
 
 
-@partial(jax.jit, static_argnames=("config",))
-def _train(model, batches, config):
+@partial(jax.jit, static_argnames=("rate",))
+def _train(model, batches, rate):
     """Adam over batches (steps, batch, length)."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.rate, config.steps // 10, config.steps, 0.1 * config.rate)
-    optimizer = optax.adam(schedule)
-    params, rest = eqx.partition(model, eqx.is_inexact_array)
-
-    def step(carry, x):
-        params, state = carry
-        value, slope = jax.value_and_grad(lambda p: jnp.mean(_loss(eqx.combine(p, rest), x)[0]))(params)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            update, state = optimizer.update(slope, state, params)
-        return (optax.apply_updates(params, update), state), value
-
-    (params, _), history = jax.lax.scan(step, (params, optimizer.init(params)), batches)
-    return eqx.combine(params, rest), history
+    steps = len(batches)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 10, steps, 0.1 * rate)
+    return descend(optax.adam(schedule), lambda model, x: jnp.mean(_loss(model, x)[0]), model, batches)
 
 
 @jax.jit
@@ -197,110 +187,88 @@ def _rounded_losses(model, x, levels):
     return jax.lax.map(one, levels)
 
 
-def _measure(model, x, entropy, copy, bits, shown):
-    """Everything the claims and the figure need, on sequences of the test."""
-    levels = np.array([0, *(2.0 ** (b - 1) - 1 for b in bits)], np.float32)
-    losses, states, maps = (np.asarray(a) for a in _rounded_losses(model, x, levels))
-    loss, states, maps = losses[0], states[0], maps[0]
-    centred = (states - states.mean()).ravel()
-    square = np.mean(centred**2)
-    later = maps[:, :, :, 1:]  # the first token has nowhere else to look
-    return {
-        "loss": loss.mean(),
-        "excess": np.mean(loss - entropy[:, :-1]),
-        "copy": loss[copy[:, :-1]].mean(),
-        "kurtosis": np.mean(centred**4) / square**2,
-        "largest": np.abs(states).max(),
-        "largest over rms": np.abs(states).max() / np.sqrt(square),
-        "by position": np.abs(states).max(-1).mean(0),
-        "maps": maps[shown, :, 0],
-        "sink": later[..., 0].mean((0, 2, 3)),
-        "null": 1 - later.sum(-1).mean((0, 2, 3)),
-        "rises": losses[1:].mean((1, 2)) - loss.mean(),
-    }
-
-
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Both transformers, trained and measured; three minutes with `PAPER`."""
+@experiment
+def run(study, config, key):
     task_key, weight_key, data_key = jax.random.split(key, 3)
     task = jax.jit(lambda key: Task(config.vocabulary, config.triggers, key=key))(task_key)
-    draw = jax.jit(lambda task, key: task.draw(config.test + config.steps * config.batch, config.length, key))
-    tokens, *about = draw(task, data_key)
+    sample = jax.jit(lambda task, key: task.draw(config.test + config.steps * config.batch, config.length, key))
+    tokens, *about = sample(task, data_key)
     x, (entropy, copy) = tokens[: config.test], (np.asarray(a[: config.test]) for a in about)
     batches = tokens[config.test :].reshape(config.steps, config.batch, config.length)
     shown = int(np.argmax(copy.sum(1)))  # the sequence of the figure, with the most triggers
-    out: dict[str, dict] = {}
-    arrays: dict[str, np.ndarray] = {
-        "tokens": np.asarray(x[0]),
-        "copies": copy[0],
-        "bits": np.asarray(config.bits),
-    }
-    metrics: dict[str, float] = {"entropy of the task": float(entropy[:, :-1].mean())}
     # One program for both, which share every draw.
     starts = jax.jit(lambda key: tuple(Transformer(config, kind, key=key) for kind in KINDS))(weight_key)
-    with progress_bar(len(KINDS), "outlier-efficient", "model", show=progress) as bar:
-        for kind, start in zip(KINDS, starts, strict=True):
-            model, history = _train(start, batches, config)
-            out[kind] = _measure(model, x, entropy, copy, config.bits, shown) | {"history": np.asarray(history)}
-            arrays |= {f"{kind} {name}": v for name, v in out[kind].items() if v.ndim}
-            metrics |= {f"{kind}: {name}": float(v) for name, v in out[kind].items() if not v.ndim}
-            metrics |= {
-                f"{kind}: rise at {b} bits": float(r) for b, r in zip(config.bits, out[kind]["rises"], strict=True)
-            }
-            bar.update()
-    soft, one = (out[kind] for kind in KINDS)
-    claims = [
-        at_most(f"{kind}: loss above the entropy", out[kind]["excess"], config.excess, "entropy of the task, exact")
-        for kind in KINDS
-    ]
-    claims += [
-        at_most("softmax_1's loss less softmax's", one["loss"] - soft["loss"], config.apart, "same seed and data"),
-        at_least("softmax_1: weight on nothing, largest layer", one["null"].max(), config.rest, "heads are at rest"),
-        at_most(
-            "weight on the first token, softmax_1 / softmax",
-            one["sink"].mean() / soft["sink"].mean(),
-            config.sink_ratio,
-            "sink of softmax",
-        ),
-        *(
-            at_most(f"{kind}: rise of the loss at 8 bits", out[kind]["rises"][0], config.rise, "before rounding")
-            for kind in KINDS
-        ),
-    ]
-    return Result(tuple(claims), metrics | {c.quantity: c.value for c in claims}, arrays)
+    found = {}
+    for kind, start in study.each(zip(KINDS, starts, strict=True), "model"):
+        model, history = _train(start, batches, config.rate)
+        found[kind] = _measure(study, config, kind, model, np.asarray(history), x, entropy, copy, shown)
+    study.metrics["entropy of the task"] = entropy[:, :-1].mean()
+    soft, one = (found[kind] for kind in KINDS)
+    study.at_most("softmax: weight on nothing, largest layer", soft.null.max(), 1e-5, "its weights add up to one")
+    study.at_most("softmax_1's loss less softmax's", one.loss - soft.loss, config.apart, "same seed and data")
+    study.at_least("softmax_1: weight on nothing, largest layer", one.null.max(), config.rest, "heads are at rest")
+    quantity, ratio = "weight on the first token, softmax_1 / softmax", one.sink.mean() / soft.sink.mean()
+    study.at_most(quantity, ratio, config.sink_ratio, "sink of softmax")
+    for kind in KINDS:
+        quantity, excess = f"{kind}: loss above the entropy", found[kind].excess
+        study.at_most(quantity, excess, config.excess, "entropy of the task, exact")
+        study.at_most(f"{kind}: rise of the loss at 8 bits", found[kind].rises[0], config.rise, "before rounding")
+    study.keep(found=found, copies=copy[shown], bits=config.bits, entropy=study.metrics["entropy of the task"])
 
 
-def plot(result: Result) -> Any:
+def _measure(study, config, kind, model, history, x, entropy, copy, shown):
+    """Losses before and after rounding, the states, and where the weight goes."""
+    levels = np.array([0, *(2.0 ** (b - 1) - 1 for b in config.bits)], np.float32)
+    losses, states, maps = (np.asarray(a) for a in _rounded_losses(model, x, levels))
+    loss, states, maps = losses[0], states[0], maps[0]
+    rises = losses[1:].mean((1, 2)) - loss.mean()
+    centred = states - states.mean()
+    largest, square = np.abs(states).max(), np.mean(centred**2)
+    numbers = {
+        "loss": loss.mean(),
+        "copy": loss[copy[:, :-1]].mean(),
+        "kurtosis": np.mean(centred**4) / square**2,
+        "largest": largest,
+        "largest over rms": largest / np.sqrt(square),
+    } | {f"rise at {b} bits": rise for b, rise in zip(config.bits, rises, strict=True)}
+    study.metrics |= {f"{kind}: {name}": value for name, value in numbers.items()}
+    later = maps[:, :, :, 1:]  # the first token has nowhere else to look
+    return SimpleNamespace(
+        history=history,
+        loss=loss.mean(),
+        excess=np.mean(loss - entropy[:, :-1]),
+        sink=later[..., 0].mean((0, 2, 3)),  # weight on the first token, by layer
+        null=1 - later.sum(-1).mean((0, 2, 3)),  # weight on nothing, by layer
+        rises=rises,  # of the loss, by number of bits
+        size=np.abs(states).max(-1).mean(0),  # by layer and position
+        maps=maps[shown, :, 0],  # associations of one sequence, by layer
+    )
+
+
+def plot(result):
     """Losses, where the weight goes, associations of one sequence, sizes by position, rise of the loss over bits."""
-    import matplotlib.pyplot as plt
-
-    a = result.arrays
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
-    loss, share, size, left, right, rise = axes.ravel()
-    for kind, color in zip(KINDS, ("C3", "C0"), strict=True):
-        history = a[f"{kind} history"]
-        block = max(1, len(history) // 100)
-        smooth = history[: len(history) // block * block].reshape(-1, block).mean(1)
+    d = result.data
+    figure, axes = draw.panels(2, 3)
+    loss, share, size, left, right, rise = axes.flat
+    for (kind, found), color in zip(d.found.items(), ("C3", "C0"), strict=True):
+        block, layers = max(1, len(found.history) // 100), np.arange(len(found.sink))
+        smooth = found.history[: len(found.history) // block * block].reshape(-1, block).mean(1)
         loss.plot(block * np.arange(len(smooth)), smooth, color=color, lw=1, label=kind)
-        depth = np.arange(len(a[f"{kind} sink"]))
-        share.plot(depth, a[f"{kind} sink"], "o-", color=color, label=f"{kind}: on the first token")
-        size.plot(a[f"{kind} by position"][-1], color=color, lw=1, label=f"{kind}, last layer")
-        size.plot(a[f"{kind} by position"][0], color=color, lw=1, ls=":", label=f"{kind}, first layer")
-        rise.semilogy(a["bits"], np.maximum(a[f"{kind} rises"], 1e-6), "o-", color=color, label=kind)
-    share.plot(depth, a["softmax1 null"], "s--", color="C0", label="softmax1: on nothing")
-    loss.axhline(result.metrics["entropy of the task"], color="k", lw=0.6, ls=":", label="entropy")
-    loss.set(xlabel="step", ylabel="loss / nats", title="training")
-    share.set(xlabel="layer", xticks=depth, ylabel="mean weight", ylim=(0, 1), title="where a head at rest looks")
-    size.set(xlabel="position", ylabel="mean of max |state|", title="size of the states")
-    rise.set(xlabel="bits", ylabel="rise of the loss", title="weights and activations rounded")
-    for panel, kind in ((left, "softmax"), (right, "softmax1")):
-        maps = a[f"{kind} maps"]
-        layer = int(np.argmax(a[f"{kind} sink" if kind == "softmax" else f"{kind} null"]))
-        panel.imshow(maps[layer], cmap="magma", vmin=0, vmax=1)
-        rows = np.flatnonzero(a["copies"])
+        share.plot(layers, found.sink, "o-", color=color, label=f"{kind}: on the first token")
+        size.plot(found.size[-1], color=color, lw=1, label=f"{kind}, last layer")
+        size.plot(found.size[0], color=color, lw=1, ls=":", label=f"{kind}, first layer")
+        rise.plot(d.bits, np.maximum(found.rises, 1e-6), "o-", color=color, label=kind)
+    share.plot(layers, d.found["softmax1"].null, "s--", color="C0", label="softmax1: on nothing")
+    loss.axhline(d.entropy, color="k", lw=0.6, ls=":", label="entropy")
+    draw.label(loss, "training", "step", "loss / nats")
+    draw.label(share, "where a head at rest looks", "layer", "mean weight", xticks=layers, ylim=(0, 1))
+    draw.label(size, "size of the states", "position", "mean of max |state|")
+    draw.label(rise, "weights and activations rounded", "bits", "rise of the loss", log="y")
+    for panel, (kind, found) in zip((left, right), d.found.items(), strict=True):
+        layer = int(np.argmax(found.sink if kind == "softmax" else found.null))
+        panel.imshow(found.maps[layer], cmap="magma", vmin=0, vmax=1)
+        rows = np.flatnonzero(d.copies)
         panel.plot(np.full(len(rows), -1.0), rows, "g>", ms=4)
-        panel.set(xlim=(-1.6, maps.shape[2] - 0.5))
-        panel.set(xlabel="stored", ylabel="state", title=f"{kind}, layer {layer}; triggers marked")
-    for panel in (loss, share, size, rise):
-        panel.legend(fontsize=7)
+        title = f"{kind}, layer {layer}; triggers marked"
+        draw.label(panel, title, "stored", "state", xlim=(-1.6, found.maps.shape[-1] - 0.5))
     return figure

@@ -17,17 +17,14 @@ dense neural networks (2022); Derrida, Phys. Rev. B 24, 2613 (1981).
 
 import dataclasses
 import math
-from typing import Any
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.hopfield.theory._dense import critical_load, dense, transition
-from physml.hopfield.theory.one_step import free_energy_one_step, glass_lines, ground_state_load
-from physml.recipes._result import Info, Result, at_least, at_most, close_to
+from physml.hopfield import theory
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
 INFO = Info(
     paper="Albanese et al., Replica symmetry breaking in dense neural networks (2022); Gardner (1985)",
@@ -37,65 +34,61 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Orders of interaction, and the points of the diagram."""
 
-    orders: tuple[int, ...] = (3, 4, 6, 12)
-    temperatures: int = 24  # 0 leaves the diagram out
+    orders: tuple[int, ...] = setting((3, 4, 6, 12), least=3.0)
+    temperatures: int = setting(24, least=0.0)  # 0 leaves the diagram out
 
-    def __post_init__(self):
-        if 3 not in self.orders or min(self.orders) < 3:
-            raise ValueError(f"orders must hold 3 and none below, got {self.orders}")
+    def rules(self):
+        return ((3 in self.orders, "3 among the orders"),)
 
 
 PAPER = Config()
 SMOKE = Config(orders=(3,), temperatures=0)
+LINES = ("static", "dynamic", "gardner")
+
+SABOTAGE = Sabotage(
+    "an overlap one thousandth too large", sys.modules[__name__], "_edwards_anderson",
+    lambda exact: lambda t: 1.001 * exact(t),
+)  # fmt: skip
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
+@experiment
+def run(study, config, key):
     """Everything is deterministic; `key` is not used."""
-    claims: list = []
-    arrays: dict[str, np.ndarray] = {}
-    with progress_bar(2, "replica symmetry breaking", "part", show=progress) as bar, jax.enable_x64(True):
-        arrays |= _orders(config, claims)
-        bar.update()
-        if config.temperatures:
-            arrays |= _diagram(config, claims)
-    return Result(tuple(claims), {c.quantity: c.value for c in claims}, arrays)
+    stages = [_orders, _diagram] if config.temperatures else [_orders]
+    study.keep(diagram=None)
+    with jax.enable_x64(True):
+        for stage in study.each(stages, "stage"):
+            stage(study, config)
 
 
-def _orders(config, claims):
+def _orders(study, config):
     """The lines at a = p/2 for every p."""
-    found = [glass_lines(p) for p in config.orders]
-    rows = np.array([[float(v) for v in (g.static, g.dynamic, g.gardner, g.energy)] for g in found])
-    solved = np.mean([bool(g.status.ok) for g in found])
-    claims.append(at_least("share of systems of equations solved", solved, 1, "Newton's method"))
-    three = rows[config.orders.index(3)]
-    for name, value, known in (("static", three[0], 0.65139), ("dynamic", three[1], 0.68160)):
-        claims.append(
-            close_to(f"{name} temperature, p = 3", value, known, 1e-5, "spherical-cavity literature, 5 digits")
-        )
-    claims.append(close_to("Gardner's temperature, p = 3", three[2], 0.24, 1e-3, "Gardner (1985)"))
+    glasses = {p: theory.glass_lines(p) for p in config.orders}
+    solved = np.mean([bool(glass.status.ok) for glass in glasses.values()])
+    study.at_least("share of systems of equations solved", solved, 1, "Newton's method")
+    three = glasses[3]
+    for name, known in (("static", 0.65139), ("dynamic", 0.68160)):
+        quantity, source = f"{name} temperature, p = 3", "spherical-cavity literature, 5 digits"
+        study.near(quantity, getattr(three, name), known, source, atol=1e-5)
+    study.near("Gardner's temperature, p = 3", three.gardner, 0.24, "Gardner (1985)", atol=1e-3)
     # The saddle point is where the general functional, on a product grid, is flat in theta and in q_1.
-    t = three[0]
-    q = _edwards_anderson(t)
-    slopes = [abs(float(v)) for v in _slopes(t, q)]
-    claims.append(at_most("slope of the free energy at the static point, in q_1", slopes[0], 1e-6, "stationarity"))
-    claims.append(at_most("slope of the free energy at the static point, in theta", slopes[1], 1e-6, "stationarity"))
+    t = float(three.static)
+    for name, slope in zip(("q_1", "theta"), _slopes(t, _edwards_anderson(t)), strict=True):
+        study.at_most(f"slope of the free energy at the static point, in {name}", abs(slope), 1e-6, "stationarity")
     if max(config.orders) >= 12:
-        limit = rows[np.argmax(config.orders)]
-        rem = 1 / (2 * math.log(2) ** 0.5)
-        claims.append(close_to("static temperature at the largest p", limit[0], rem, 2e-3, "random energy model"))
-        claims.append(
-            close_to("ground-state energy there", limit[3], -(math.log(2) ** 0.5), 2e-3, "random energy model")
-        )
-    return {"orders": np.asarray(config.orders), "lines": rows}
+        last, rem, source = glasses[max(config.orders)], math.log(2) ** 0.5, "random energy model"
+        study.near("static temperature at the largest p", last.static, 1 / (2 * rem), source, atol=2e-3)
+        study.near("ground-state energy there", last.energy, -rem, source, atol=2e-3)
+    study.keep(glasses=glasses)
 
 
 @jax.jit
 def _slopes(t, q):
     """Derivatives in q_1 and theta, whose limit theta -> 1 is that of the functional itself."""
-    f = lambda q, theta: free_energy_one_step(3, 1.5, t, 0.0, 0.0, q, theta, nodes=120)
+    f = lambda q, theta: theory.free_energy_one_step(3, 1.5, t, 0.0, 0.0, q, theta, nodes=120)
     # At theta = 1 nothing depends on q_1: the second derivative is the first that tells.
     return jax.grad(lambda theta: jax.grad(f)(q, theta))(1.0), jax.grad(f, 1)(q, 1.0)
 
@@ -110,53 +103,50 @@ def _edwards_anderson(t):
     return q
 
 
-def _diagram(config, claims):
-    """Load and temperature for p = 3 and 4."""
-    arrays = {"T": np.linspace(0.01, 0.5, config.temperatures)}
+def _diagram(study, config):
+    """Load and temperature for p = 3 and 4: fold and stability of retrieval, and the ground-state capacity."""
+    ts, diagram = np.linspace(0.01, 0.5, config.temperatures), {}
     for p in (3, 4):
-        line = lambda kind, p=p: np.asarray(jax.vmap(lambda t: transition(p, t, kind))(jnp.asarray(arrays["T"])))
-        arrays[f"fold {p}"], arrays[f"stability {p}"] = line("fold"), line("stability")
-        capacity, end = float(ground_state_load(p)), float(critical_load(p))
-        arrays[f"ground {p}"] = np.array([capacity, end])
+        line = lambda kind, p=p: np.asarray(jax.vmap(lambda t: theory.transition(p, t, kind))(jnp.asarray(ts)))
+        capacity, end = float(theory.ground_state_load(p)), float(theory.critical_load(p))
+        diagram[p] = line("fold"), line("stability"), capacity
         # The energies there are those of two different theories; at its very end the branch is singular.
-        capacity = min(capacity, end * (1 - 1e-6))
-        energy = float(glass_lines(p, capacity).energy)
-        pattern = float(dense(p, capacity, 0.0).check().free_energy)
-        if capacity < 0.999 * end:
-            claims.append(
-                close_to(f"energies at the ground-state capacity, p = {p}", pattern, energy, 1e-6, "equality")
-            )
+        load = min(capacity, end * (1 - 1e-6))
+        energy, pattern = theory.glass_lines(p, load).energy, theory.dense(p, load, 0.0).check().free_energy
+        if load < 0.999 * end:
+            study.near(f"energies at the ground-state capacity, p = {p}", pattern, energy, "equality", atol=1e-6)
         else:
-            claims.append(at_most(f"pattern at the end of retrieval, energy, p = {p}", pattern, energy, "ground state"))
+            study.at_most(f"pattern at the end of retrieval, energy, p = {p}", pattern, energy, "ground state")
     # Symmetric theory puts the glass too low at T = 0, and with it the capacity.
-    symmetric = float(transition(3, 0.0, "coexistence"))
-    claims.append(
-        at_most("symmetric over broken capacity, p = 3", symmetric / arrays["ground 3"][0], 0.9, "f_RS < f_1RSB")
-    )
-    return arrays
+    share = theory.transition(3, 0.0, "coexistence") / diagram[3][2]
+    study.at_most("symmetric over broken capacity, p = 3", share, 0.9, "f_RS < f_1RSB")
+    study.keep(temperatures=ts, diagram=diagram)
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Lines over p beside the random energy model, and the diagrams of p = 3 and 4."""
-    import matplotlib.pyplot as plt
-
-    a = result.arrays
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    for i, name in enumerate(("static", "dynamic", "Gardner")):
-        axes[0].plot(a["orders"], a["lines"][:, i], f"C{i}o-", label=name)
-    axes[0].axhline(1 / (2 * math.log(2) ** 0.5), color="k", lw=0.7, ls=":", label="random energy model")
-    axes[0].set(xlabel="p", ylabel="T at a = p/2", title="glass without pattern", ylim=(0, None))
-    axes[0].legend(fontsize=8)
-    for axis, p in zip(axes[1:], (3, 4), strict=True):
-        if "T" not in a:
-            continue
-        loads = np.linspace(0, 0.35, 100)
-        at = a["lines"][list(a["orders"]).index(p)] / (p / 2) ** 0.5
-        for i, name in enumerate(("static", "dynamic", "Gardner")):
-            axis.plot(loads, at[i] * loads**0.5, f"C{i}", lw=1, label=f"glass, {name}")
-        axis.plot(a[f"fold {p}"], a["T"], "k", label="retrieval ends")
-        axis.plot(a[f"stability {p}"], a["T"], "C3--", label="retrieval breaks symmetry")
-        axis.plot(a[f"ground {p}"][:1], [0], "kv", clip_on=False, label="ground-state capacity")
-        axis.set(xlabel="load a", ylabel="T", title=f"p = {p}", xlim=(0, 0.35), ylim=(0, 0.6))
-        axis.legend(fontsize=7)
+    d = result.data
+    figure, axes = draw.panels(1, 3 if d.diagram else 1, squeeze=False)
+    over_p, *diagrams = axes.flat
+    for name in LINES:
+        over_p.plot(
+            list(d.glasses),
+            [float(getattr(glass, name)) for glass in d.glasses.values()],
+            "o-",
+            label=name.replace("gardner", "Gardner"),
+        )
+    over_p.axhline(1 / (2 * math.log(2) ** 0.5), color="k", lw=0.7, ls=":", label="random energy model")
+    draw.label(over_p, "glass without pattern", "p", "T at a = p/2", ylim=(0, None))
+    loads = np.linspace(0, 0.35, 100)
+    for axis, p in zip(diagrams, d.diagram or (), strict=True):
+        fold, stability, capacity = d.diagram[p]
+        for name in LINES:
+            at = float(getattr(d.glasses[p], name)) / (p / 2) ** 0.5
+            axis.plot(loads, at * loads**0.5, lw=1, label=f"glass, {name.replace('gardner', 'Gardner')}")
+        draw.theory(axis, fold, d.temperatures, label="retrieval ends")
+        draw.theory(axis, stability, d.temperatures, "C3--", label="retrieval breaks symmetry")
+        axis.plot([capacity], [0], "kv", clip_on=False, label="ground-state capacity")
+        draw.label(
+            axis, f"p = {p}", "load a", "T", xlim=(0, 0.35), ylim=(0, 0.6), legend={"fontsize": 7, "frameon": True}
+        )
     return figure
