@@ -17,18 +17,17 @@ Chrysos and Cevher, Generalization of scaled deep ResNets in the mean-field regi
 
 import dataclasses
 import functools
-from typing import Any
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.dmft.equations.solve import solve
-from physml.dmft.learning.residual_dynamics import LinearResidual
-from physml.recipes._result import Info, Result, at_least, at_most, close_to
+from physml import dmft
+from physml.dmft import LinearResidual
+from physml.metrics import power_law
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
 INFO = Info(
     paper="Bordelon et al., Depthwise hyperparameter transfer in residual networks (2023); Chen et al. (2024)",
@@ -38,20 +37,20 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
     depths: tuple[int, ...] = (2, 4, 8, 16, 32)
-    widths: tuple[int, ...] = (32, 64, 128)
+    widths: tuple[int, ...] = setting((32, 64, 128), length=0)
     width: int = 64
     width_depth: int = 4
-    log_rates: tuple[int, ...] = tuple(range(-14, 5))  # powers of 2
+    log_rates: tuple[int, ...] = setting(tuple(range(-14, 5)), least=-np.inf, length=3)  # powers of 2
     examples: int = 512
     batch: int = 64
     steps: int = 60
     seeds: int = 3
-    limit_widths: tuple[int, ...] = (64, 128, 256, 512)
-    limit_depths: tuple[int, ...] = (4, 8, 16)
+    limit_widths: tuple[int, ...] = setting((64, 128, 256, 512), length=0)
+    limit_depths: tuple[int, ...] = setting((4, 8, 16), length=0)
     limit_depth: int = 4  # of the networks of growing width
     limit_networks: int = 256
     limit_time: float = 1.0
@@ -63,9 +62,8 @@ class Config:
     slope_tolerance: float = 0.1
     depth_tolerance: float = 0.15
 
-    def __post_init__(self):
-        if min(self.steps, self.seeds, self.batch) < 1 or self.batch > self.examples or len(self.log_rates) < 3:
-            raise ValueError(f"steps, seeds and batch must be positive, batch <= examples, three rates; got {self}")
+    def rules(self):
+        return ((self.batch <= self.examples, "batch is at most examples"),)
 
 
 PAPER = Config()
@@ -74,17 +72,25 @@ SMOKE = Config(
     limit_depths=(), limit_time=0.6, particles=64, layers=4, samples=6, flow_time=6.0, depth_tolerance=0.4,
 )  # fmt: skip
 
+SABOTAGE = Sabotage(
+    "branches have the scale L^(-1/4)", sys.modules[__name__], "train",
+    lambda exact: lambda *arguments, scale, **options: exact(*arguments, scale=scale**0.5, **options),
+)  # fmt: skip
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Train over the grids, solve the limit, follow the particles."""
-    claims: list = []
-    arrays: dict[str, np.ndarray] = {}
+
+@experiment
+def run(study, config, key):
+    study.keep(limit=None, width=None)
     keys = jax.random.split(key, 3)
-    with progress_bar(3, "depth transfer", "part", show=progress) as bar:
-        for part, k in zip((_digits, _limit, _flow), keys, strict=True):
-            claims += part(config, k, arrays)
-            bar.update()
-    return Result(tuple(claims), {c.quantity: c.value for c in claims}, arrays)
+    for stage, stage_key in study.each(zip((_digits, _limit, _flow), keys, strict=True)):
+        stage(study, config, stage_key)
+
+
+def _images():
+    """Digits (n, 64) and their labels, as scikit-learn lists them."""
+    from sklearn.datasets import load_digits
+
+    return [np.asarray(a) for a in load_digits(return_X_y=True)]
 
 
 @functools.partial(jax.jit, static_argnames=("depth", "width", "steps", "batch"))
@@ -112,103 +118,73 @@ def train(x, labels, rates, key, *, depth, width, steps, batch, scale):
     return jax.vmap(one)(rates)
 
 
-def _digits(config, key, arrays):
-    from sklearn.datasets import load_digits
-
-    images, digits = (np.asarray(a) for a in load_digits(return_X_y=True))
+def _digits(study, config, key):
+    """Training loss over step sizes, and how far the best one moves with depth and width."""
+    images, digits = _images()
     order = np.random.default_rng(0).permutation(len(images))[: config.examples]
     x = images[order]
     x = jnp.asarray((x - x.mean(0)) / (x.std() + 1e-6), jnp.float32)
     labels = jnp.asarray(digits[order], jnp.int32)
     rates = 2.0 ** jnp.asarray(config.log_rates, jnp.float32)
-    options = {"steps": config.steps, "batch": config.batch}
 
     def losses(depth, width, scale):
-        runs = [train(x, labels, rates, jax.random.fold_in(key, i), depth=depth, width=width, scale=scale, **options)
-                for i in range(config.seeds)]  # fmt: skip
+        options = {"depth": depth, "width": width, "scale": scale, "steps": config.steps, "batch": config.batch}
+        runs = [train(x, labels, rates, jax.random.fold_in(key, i), **options) for i in range(config.seeds)]
         mean = np.mean(np.asarray(runs, np.float64), 0)
         return np.where(np.isfinite(mean), mean, np.inf)
 
-    tables = {"scaled": np.stack([losses(L, config.width, L**-0.5) for L in config.depths]),
-              "unscaled": np.stack([losses(L, config.width, 1.0) for L in config.depths])}  # fmt: skip
-    if config.widths:
-        tables["width"] = np.stack([losses(config.width_depth, n, config.width_depth**-0.5) for n in config.widths])
-    arrays |= {
-        "log rates": np.asarray(config.log_rates),
-        "depths": np.asarray(config.depths),
-        "widths": np.asarray(config.widths),
+    tables = {
+        "scaled": {f"L = {L}": losses(L, config.width, L**-0.5) for L in config.depths},
+        "unscaled": {f"L = {L}": losses(L, config.width, 1.0) for L in config.depths},
+        "width": {f"n = {n}": losses(config.width_depth, n, config.width_depth**-0.5) for n in config.widths},
     }
-    arrays |= {f"loss {name}": np.minimum(table, 1e3) for name, table in tables.items()}
-    best = {name: np.asarray(config.log_rates)[np.argmin(table, 1)] for name, table in tables.items()}
+    best = {name: [config.log_rates[np.argmin(row)] for row in table.values()] for name, table in tables.items()}
+    quantity = "steps of the grid the best rate moves over"
+    study.at_most(f"scaled: {quantity} depth", np.ptp(best["scaled"]), 1, "transfer")
+    study.at_least(f"unscaled: {quantity} depth", np.ptp(best["unscaled"]), 2, "no transfer")
     edge = min(config.log_rates), max(config.log_rates)
-    moved = {name: np.ptp(b) for name, b in best.items()}
-    claims = [
-        at_most("scaled: steps of the grid the best rate moves over depth", moved["scaled"], 1, "transfer"),
-        at_least("unscaled: steps of the grid the best rate moves over depth", moved["unscaled"], 2, "no transfer"),
-        at_least("best rates inside the grid, of all", np.mean([e not in edge for b in best.values() for e in b]), 1, "the grid suffices"),
-    ]  # fmt: skip
+    inside = np.mean([rate not in edge for rates in best.values() for rate in rates])
+    study.at_least("best rates inside the grid, of all", inside, 1, "the grid suffices")
     if config.widths:
-        claims.append(at_most("steps of the grid the best rate moves over width", moved["width"], 1, "mu-P"))
-    return claims
+        study.at_most(f"{quantity} width", np.ptp(best["width"]), 1, "mu-P")
+    study.keep(log_rates=np.asarray(config.log_rates), tables={name: table for name, table in tables.items() if table})
 
 
-def _limit(config, key, arrays):
+def _limit(study, config, key):
     """Single linear networks against the equations of infinite width, and finite depth against its extrapolation."""
     if not config.limit_depths:
-        return []
+        return
     model = lambda L: LinearResidual(L, t_max=config.limit_time, dt=0.1)
-    errors = {
-        L: np.asarray(solve(model(L)).check().order.error) for L in (*config.limit_depths, 2 * config.limit_depths[-1])
-    }
     last = config.limit_depths[-1]
-    deep = 2 * errors[2 * last] - errors[last]
-    gaps = [np.abs(errors[L] - deep).max() for L in config.limit_depths]
-    power = np.polyfit(np.log(config.limit_depths), np.log(gaps), 1)[0]
-    claims = [
-        close_to(
-            "linear network: power of the error in depth", power, -1, config.depth_tolerance, "branches of variance 1/L"
-        )
-    ]
-    t = 0.1 * np.arange(len(deep))
-    arrays |= {
-        "limit t": t,
-        "limit depths": np.asarray(config.limit_depths),
-        "limit gaps": np.asarray(gaps),
-        "limit error": deep,
-    }
-    arrays |= {f"limit error {L}": e for L, e in errors.items()}
-    if config.limit_widths:
-        m = model(config.limit_depth)
-        exact = np.asarray(solve(m).check().order.error)
-        rms, bias = [], []
-        for i, n in enumerate(config.limit_widths):
-            keys = jax.random.split(jax.random.fold_in(key, i), config.limit_networks)
-            runs = np.asarray(
-                jax.jit(lambda keys, n=n: lax.map(lambda k: m.finite_n(n, key=k).error, keys))(keys), np.float64
-            )
-            rms.append(np.sqrt(np.mean((runs - exact) ** 2)))
-            bias.append(np.abs((runs.mean(0) - exact) / runs.std(0, ddof=1)).max())
-            arrays[f"limit runs {n}"] = runs
-        power = np.polyfit(np.log(config.limit_widths), np.log(rms), 1)[0]
-        claims += [
-            close_to("linear network: power of the error in width", power, -0.5, config.slope_tolerance, "CLT"),
-            at_most(
-                "widest linear networks: bias over the scatter of one network, largest",
-                bias[-1],
-                0.5,
-                "O(1/n) over O(n^-1/2)",
-            ),
-        ]
-        arrays |= {"limit widths": np.asarray(config.limit_widths), "limit rms": np.asarray(rms), "limit exact": exact}
-    return claims
+    errors = {L: np.asarray(dmft.solve(model(L)).check().order.error) for L in (*config.limit_depths, 2 * last)}
+    deep = 2 * errors.pop(2 * last) - errors[last]
+    gaps = [np.abs(error - deep).max() for error in errors.values()]
+    power = power_law(config.limit_depths, gaps)[0].value
+    quantity = "linear network: power of the error in depth"
+    study.near(quantity, power, -1, "branches of variance 1/L", atol=config.depth_tolerance)
+    study.keep(limit=errors, deep=deep, depth=(list(errors), gaps))
+    if not config.limit_widths:
+        return
+    m = model(config.limit_depth)
+    exact = np.asarray(dmft.solve(m).check().order.error)
+    rms = []
+    for i, n in enumerate(config.limit_widths):
+        keys = jax.random.split(jax.random.fold_in(key, i), config.limit_networks)
+        runs = jax.jit(lambda keys, n=n: lax.map(lambda k: m.finite_n(n, key=k).error, keys))(keys)
+        runs = np.asarray(runs, np.float64)
+        rms.append(np.sqrt(np.mean((runs - exact) ** 2)))
+    power = power_law(config.limit_widths, rms)[0].value
+    study.near("linear network: power of the error in width", power, -0.5, "CLT", atol=config.slope_tolerance)
+    bias = np.abs((runs.mean(0) - exact) / runs.std(0, ddof=1)).max()
+    quantity = "widest linear networks: bias over the scatter of one network, largest"
+    study.at_most(quantity, bias, 0.5, "O(1/n) over O(n^-1/2)")
+    study.keep(width=(config.limit_widths, rms))
 
 
-def _flow(config, key, arrays):
+def _flow(study, config, key):
     """Particle gradient flow on a few digits, its loss and the smallest eigenvalue of its Gram matrix."""
-    from sklearn.datasets import load_digits
-
     L, M, P = config.layers, config.particles, config.samples
-    images, digits = (np.asarray(a) for a in load_digits(return_X_y=True))
+    images, digits = _images()
     x = jnp.asarray(images[:P] - images.mean(0), jnp.float32)
     x = x / jnp.sqrt(jnp.mean(x**2, 1, keepdims=True))
     d = x.shape[1]
@@ -239,56 +215,48 @@ def _flow(config, key, arrays):
         return jax.tree.map(lambda p, g: p - dt * L * M * g, params, slope), (0.5 * jnp.sum(r**2), lowest)
 
     steps = round(config.flow_time / dt)
-    _, (loss, lowest) = jax.jit(lambda params: lax.scan(step, params, length=steps))(params)
-    loss, lowest = np.asarray(loss, np.float64), np.asarray(lowest, np.float64)
-    t = dt * np.arange(steps)
-    arrays |= {"flow t": t, "flow loss": loss, "flow lowest": lowest}
-    return [
-        at_least("smallest eigenvalue of the Gram matrix at the start", lowest[0], 1e-3, "positive"),
-        at_least("smallest eigenvalue along the flow over its start", lowest.min() / lowest[0], 0.5, "condition of the bound"),
-        at_most("loss over its exponential bound, largest", np.max(loss / loss[0] * np.exp(lowest[0] * t)), 1.0001, "exp(-lambda t)"),
-        at_most("loss left at the end", loss[-1] / loss[0], 0.5, "training happens"),
-    ]  # fmt: skip
+    _, traces = jax.jit(lambda params: lax.scan(step, params, length=steps))(params)
+    loss, lowest = (np.asarray(trace, np.float64) for trace in traces)
+    t, left = dt * np.arange(steps), loss / loss[0]
+    study.at_least("smallest eigenvalue of the Gram matrix at the start", lowest[0], 1e-3, "positive")
+    kept = lowest.min() / lowest[0]
+    study.at_least("smallest eigenvalue along the flow over its start", kept, 0.5, "condition of the bound")
+    over = np.max(left * np.exp(lowest[0] * t))
+    study.at_most("loss over its exponential bound, largest", over, 1.0001, "exp(-lambda t)")
+    study.at_most("loss left at the end", left[-1], 0.5, "training happens")
+    study.keep(t=t, loss=left, lowest=lowest)
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Loss against rate over depth, scaled and not; the limit; the flow."""
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
 
-    a = result.arrays
-    figure, axes = plt.subplots(2, 3, figsize=(14, 7.6), layout="constrained")
-    colour = lambda i, n: plt.get_cmap("viridis")(0.9 * i / max(n - 1, 1))
-    for axis, name, sizes, label in (
-        (axes[0, 0], "scaled", a["depths"], "L"), (axes[0, 1], "unscaled", a["depths"], "L"), (axes[0, 2], "width", a["widths"], "n"),
-    ):  # fmt: skip
-        for i, size in enumerate(sizes):
-            loss = np.where(a[f"loss {name}"][i] < 4, a[f"loss {name}"][i], np.nan)
-            axis.plot(a["log rates"], loss, "o-", ms=3, color=colour(i, len(sizes)), label=f"{label} = {size}")
-            k = np.nanargmin(loss)
-            axis.plot(a["log rates"][k], loss[k], "*", ms=12, color=colour(i, len(sizes)))
-        axis.set(xlabel=r"$\log_2\eta$", ylabel="training loss", title=f"digits, {name}", yscale="log")
-        if len(sizes):
-            axis.legend(fontsize=8)
-    curves, decay, flow = axes[1]
-    depths = a.get("limit depths", ())
-    for i, L in enumerate(depths):
-        curves.plot(a["limit t"], a[f"limit error {L}"], color=colour(i, len(depths)), label=f"L = {L}")
-    if len(depths):
-        curves.plot(a["limit t"], a["limit error"], "k--", label="infinite depth")
-        decay.loglog(depths, a["limit gaps"], "o", label="depth, against infinite")
-        decay.loglog(depths, a["limit gaps"][0] * depths[0] / depths, "k-", lw=0.8)
-    curves.set(xlabel="t", ylabel=r"$y - f$", title="linear network of infinite width")
-    curves.legend(*curves.get_legend_handles_labels(), fontsize=8)
-    if "limit rms" in a:
-        decay.loglog(a["limit widths"], a["limit rms"], "s", label="width, single networks")
-        decay.loglog(
-            a["limit widths"], a["limit rms"][0] * (a["limit widths"] / a["limit widths"][0]) ** -0.5, "k-", lw=0.8
-        )
-    decay.set(xlabel="L or n", ylabel=r"error of $y - f$", title=r"towards the limit; lines $L^{-1}$, $n^{-1/2}$")
-    decay.legend(*decay.get_legend_handles_labels(), fontsize=8)
-    flow.semilogy(a["flow t"], a["flow loss"] / a["flow loss"][0], label="loss")
-    flow.semilogy(a["flow t"], np.exp(-a["flow lowest"][0] * a["flow t"]), "k--", lw=1, label=r"$e^{-\lambda t}$")
-    flow.semilogy(a["flow t"], a["flow lowest"] / a["flow lowest"][0], ":", label=r"$\lambda_{min}(G_t)/\lambda$")
-    flow.set(xlabel="t", ylabel="ratio to the start", title="mean-field ResNet")
-    flow.legend(fontsize=8)
+    d = result.data
+    figure, (upper, lower) = draw.panels(2, 3, width=4.6, height=3.8)
+    colours = lambda n: colormaps["viridis"](np.linspace(0, 0.9, n))
+    for axis, (name, table) in zip(upper, d.tables.items(), strict=False):
+        for (size, losses), colour in zip(table.items(), colours(len(table)), strict=True):
+            loss = np.where(losses < 4, losses, np.nan)
+            axis.plot(d.log_rates, loss, "o-", ms=3, color=colour, label=size)
+            axis.plot(d.log_rates[np.nanargmin(loss)], np.nanmin(loss), "*", ms=12, color=colour)
+        draw.label(axis, f"digits, {name}", r"$\log_2\eta$", "training loss", log="y")
+    curves, decay, flow = lower
+    if d.limit is not None:
+        t = 0.1 * np.arange(len(d.deep))
+        for (L, error), colour in zip(d.limit.items(), colours(len(d.limit)), strict=True):
+            curves.plot(t, error, color=colour, label=f"L = {L}")
+        draw.theory(curves, t, d.deep, "k--", label="infinite depth")
+        decay.plot(*d.depth, "o", label="depth, against infinite")
+        draw.slope(decay, *d.depth, power=-1)
+    if d.width is not None:
+        decay.plot(*d.width, "s", label="width, single networks")
+        draw.slope(decay, *d.width, power=-0.5)
+    draw.label(curves, "linear network of infinite width", "t", r"$y - f$")
+    draw.label(decay, r"towards the limit; lines $L^{-1}$, $n^{-1/2}$", "L or n", r"error of $y - f$", log="xy")
+    flow.plot(d.t, d.loss, label="loss")
+    draw.theory(flow, d.t, np.exp(-d.lowest[0] * d.t), "k--", lw=1, label=r"$e^{-\lambda t}$")
+    flow.plot(d.t, d.lowest / d.lowest[0], ":", label=r"$\lambda_{min}(G_t)/\lambda$")
+    draw.label(flow, "mean-field ResNet", "t", "ratio to the start", log="y")
+    for axis in figure.axes:
+        axis.set_visible(axis.has_data())
     return figure

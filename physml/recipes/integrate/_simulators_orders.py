@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,23 @@ from jax import lax
 
 from physml.core import in_float64, noise
 from physml.integrate import SRA1, Dynamics, EulerMaruyama, Heun, Milstein
-from physml.recipes._result import at_most, close_to
+from physml.metrics import jackknife, mean_and_error
 
 # The three systems; args are their parameters.
 OU = Dynamics(lambda t, x, args: -args[0] * x, lambda t, x, args: args[1])
 GBM = Dynamics(lambda t, x, args: args[0] * x, lambda t, x, args: args[1] * x)
 WELL = Dynamics(lambda t, x, args: x - x * x * x, lambda t, x, args: jnp.sqrt(2.0 * args))
+
+
+class Order(NamedTuple):
+    """Errors (levels,) of a method at steps h with their bars, the slope that is measured and that of theory."""
+
+    label: str
+    h: Any
+    error: Any
+    bar: Any
+    slope: float
+    theory: float
 
 
 def _halve(xi):
@@ -74,37 +86,26 @@ def _strong_errors(key, temperature, *, levels, finest, paths, batches):
     return lax.map(batch, jnp.arange(batches))
 
 
-def _slope(levels, logs):
-    """Least-squares slope of the logarithms (..., levels) against log h."""
-    x = -math.log(2) * (np.asarray(levels) - np.mean(levels))
-    return logs @ x / (x @ x)
+def strong(study, config, key):
+    """Slopes of the strong errors, with jackknife errors over batches."""
+    sizes = {"levels": config.strong_levels, "finest": config.finest, "paths": config.strong_paths}
+    squares = _strong_errors(key, jnp.asarray(config.temperature), **sizes, batches=config.batches)
+    mean, error = mean_and_error(squares)
+    h, rms = 2.0 ** -np.asarray(config.strong_levels, float), np.sqrt(mean)
+    powers = jackknife(lambda squares: 0.5 * np.log(squares.mean(0)) @ _to_slope(h), squares)
+    study.keep(strong=[])
+    for i, (name, method, order, source) in enumerate(STRONG):
+        label, slope = type(method).__name__, powers.value[i]
+        quantity = f"strong order of {label}, {'geometric Brownian motion' if name == 'gbm' else 'double well'}"
+        study.near(quantity, slope, order, source, atol=config.strong_tolerance, error=powers.error[i])
+        label = f"{label}, {'GBM' if name == 'gbm' else 'double well'}"
+        study.data.strong.append(Order(label, h, rms[i], error[i] / (2 * rms[i]), slope, order))
 
 
-def strong(config, key):
-    """Claims, metrics and arrays of the strong orders: slopes with jackknife errors over batches."""
-    levels, b = config.strong_levels, config.batches
-    sizes = {"levels": levels, "finest": config.finest, "paths": config.strong_paths, "batches": b}
-    squares = np.asarray(_strong_errors(key, jnp.asarray(config.temperature), **sizes), np.float64)
-    mean = squares.mean(0)
-    slopes = _slope(levels, 0.5 * np.log(mean))
-    one_out = (b * mean - squares) / (b - 1)
-    spread = _slope(levels, 0.5 * np.log(one_out))
-    errors = np.sqrt((b - 1) * spread.var(0))
-    claims, metrics = [], {}
-    for (name, method, order, source), slope, error in zip(STRONG, slopes, errors, strict=True):
-        label = type(method).__name__
-        system = "geometric Brownian motion" if name == "gbm" else "double well"
-        claims.append(
-            close_to(f"strong order of {label}, {system}", slope, order, config.strong_tolerance, source, error)
-        )
-        metrics[f"strong_order_{name}_{label}"] = slope
-    arrays = {
-        "strong_h": 2.0 ** -np.asarray(levels, float),
-        "strong_error": np.sqrt(mean),
-        "strong_error_bar": squares.std(0, ddof=1) / math.sqrt(b) / (2 * np.sqrt(mean)),
-        "strong_slope": slopes,
-    }
-    return claims, metrics, arrays
+def _to_slope(h):
+    """The weights whose product with values at steps h is their least-squares slope against log h."""
+    x = np.log(h) - np.log(h).mean()
+    return x / (x @ x)
 
 
 WEAK = (
@@ -152,34 +153,20 @@ def _weak_theory(k, sigma, h):
     return kick * (1 - growth**n) / (1 - growth) - sigma**2 * (1 - math.exp(-2 * k)) / (2 * k)
 
 
-def weak(config, key):
-    """Claims, metrics and arrays of the weak orders: slopes, and errors against the exact recursion."""
-    k, sigma, levels, b = config.rate, config.amplitude, config.weak_levels, config.batches
-    means = _weak_errors(key, k=k, sigma=sigma, levels=levels, paths=max(1, config.weak_paths // b), batches=b)
-    means = np.asarray(means, np.float64)
-    mean, error = means.mean(0), means.std(0, ddof=1) / math.sqrt(b)
-    h = 2.0 ** -np.asarray(levels, float)
-    theory = _weak_theory(k, sigma, h)
-    slopes = _slope(levels, np.log(np.abs(mean)))
-    x = np.log(h) - np.log(h).mean()
-    errors = np.sqrt((((error / mean) * x / (x @ x)) ** 2).sum(1))  # levels have noise of their own
-    claims, metrics = [], {}
+def weak(study, config, key):
+    """Slopes of the weak errors, and the errors themselves against the exact recursion."""
+    parameters = {"k": config.rate, "sigma": config.amplitude}
+    sizes = {"paths": max(1, config.weak_paths // config.batches), "batches": config.batches}
+    mean, error = mean_and_error(_weak_errors(key, **parameters, levels=config.weak_levels, **sizes))
+    h = 2.0 ** -np.asarray(config.weak_levels, float)
+    theory, to_slope = _weak_theory(**parameters, h=h), _to_slope(h)
+    fine = 1 / np.arange(1 / h.max(), 1 / h.min() + 1)
+    study.keep(weak=[], weak_theory=(fine, np.abs(_weak_theory(**parameters, h=fine))))
     for i, (method, order, source) in enumerate(WEAK):
-        label = type(method).__name__
+        label, slope = type(method).__name__, np.log(np.abs(mean[i])) @ to_slope
+        spread = np.linalg.norm(error[i] / mean[i] * to_slope)  # levels have noise of their own
+        study.near(f"weak order of {label}, OU", slope, order, source, atol=config.weak_tolerance, error=spread)
         z = np.abs((mean[i] - theory[i]) / error[i]).max()
-        claims += [
-            close_to(f"weak order of {label}, OU", slopes[i], order, config.weak_tolerance, source, errors[i]),
-            # The error comes from the batches: Student's t, whose tail is longer than the normal one.
-            at_most(f"weak error of {label}, OU: largest |t|", z, 6, "the scheme's own linear recursion"),
-        ]
-        metrics[f"weak_order_{label}"] = slopes[i]
-    fine = 1 / np.arange(2 ** min(levels), 2 ** max(levels) + 1)
-    arrays = {
-        "weak_h": h,
-        "weak_error": np.abs(mean),
-        "weak_error_bar": error,
-        "weak_slope": slopes,
-        "weak_fine_h": fine,
-        "weak_theory": np.abs(_weak_theory(k, sigma, fine)),
-    }
-    return claims, metrics, arrays
+        # The error comes from the batches: Student's t, whose tail is longer than the normal one.
+        study.at_most(f"weak error of {label}, OU: largest |t|", z, 6, "the scheme's own linear recursion")
+        study.data.weak.append(Order(label, h, np.abs(mean[i]), error[i], slope, order))

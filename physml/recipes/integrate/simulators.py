@@ -29,7 +29,6 @@ moments.
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +38,11 @@ from jax import lax
 from scipy import integrate as quadrature, stats
 
 from physml.core import in_float64
-from physml.core.progress import progress_bar
-from physml.core.types import Key
 from physml.integrate import SRA1, Dynamics, EulerMaruyama, ensemble
-from physml.recipes._result import Claim, Info, Result, at_least, at_most, close_to
+from physml.metrics import mean_and_error
+from physml.metrics.estimate import Estimate
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 from physml.recipes.integrate import _simulators_orders as orders
-from physml.recipes.integrate._simulators_figure import plot as plot
 
 INFO = Info(
     paper="Kloeden and Platen, Numerical Solution of SDEs (1992); Roessler, SIAM J. Numer. Anal. 48, 922 (2010)",
@@ -55,27 +53,28 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes and parameters; times are in units of 1 / (curvature of the double well at its top)."""
 
     paths: int = 2**20  # of the Ornstein-Uhlenbeck process; the standard error of its variance is sqrt(2 / paths)
     rate: float = 1.0  # k
     amplitude: float = 1.2  # sigma
     step: float = 0.1  # h of Euler and Maruyama
-    batches: int = 32  # of strong_paths paths each; slopes get their error from leaving one out
+    batches: int = setting(32, least=8)  # of strong_paths paths each; slopes get their error from leaving one out
     strong_paths: int = 512
     finest: int = 12  # the reference of the double well has 2^finest steps to t = 1
-    strong_levels: tuple[int, ...] = (6, 7, 8, 9)  # h = 2^-level
+    strong_levels: tuple[int, ...] = setting((6, 7, 8, 9), length=3)  # h = 2^-level
     weak_paths: int = 2**15
-    weak_levels: tuple[int, ...] = (2, 3, 4, 5)
+    weak_levels: tuple[int, ...] = setting((2, 3, 4, 5), length=3)
     strong_tolerance: float = 0.1
     weak_tolerance: float = 0.12
     temperature: float = 0.25
     well_paths: int = 2**18
-    well_step: float = 0.025
+    # The drift is cubic: steps in the well are small.
+    well_step: float = setting(0.025, most=0.1)
     escape_paths: int = 2**13
     escape_temperatures: tuple[float, ...] = (0.15, 0.2, 0.3)
-    escape_step: float = 2.0**-7
+    escape_step: float = setting(2.0**-7, most=0.1)
     escape_tolerance: float = 0.1  # relative
     true_rate: float = 1.3  # of the process behind the data that is fitted
     true_amplitude: float = 0.8
@@ -83,112 +82,80 @@ class Config:
     fit_paths: int = 2**13
     fit_steps: int = 150
 
+    def rules(self):
+        levels = (self.strong_levels, self.weak_levels)
+        return (
+            (all(list(some) == sorted(set(some)) for some in levels), "strong_levels and weak_levels increase"),
+            (max(self.strong_levels) <= self.finest - 3, "finest exceeds strong_levels by 3, as a reference"),
+            (self.rate * self.step < 1, "step is below 1 / rate"),
+        )
+
 
 PAPER = Config()
 SMOKE = Config(
-    paths=2**17,
-    batches=16,
-    strong_paths=64,
-    finest=11,
-    strong_levels=(5, 6, 7, 8),
-    strong_tolerance=0.2,
-    weak_paths=2**13,
-    weak_levels=(2, 3, 4),
-    weak_tolerance=0.25,
-    well_paths=2**15,
-    well_step=0.05,
-    escape_paths=2**10,
-    escape_temperatures=(0.3,),
-    escape_step=2.0**-6,
-    escape_tolerance=0.2,
-    data_paths=2**11,
-    fit_paths=2**11,
-    fit_steps=100,
-)
+    paths=2**17, batches=16, strong_paths=64, finest=11, strong_levels=(5, 6, 7, 8), strong_tolerance=0.2,
+    weak_paths=2**13, weak_levels=(2, 3, 4), weak_tolerance=0.25, well_paths=2**15, well_step=0.05,
+    escape_paths=2**10, escape_temperatures=(0.3,), escape_step=2.0**-6, escape_tolerance=0.2,
+    data_paths=2**11, fit_paths=2**11, fit_steps=100,
+)  # fmt: skip
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """All five parts. `ValueError` for a value that makes no sense, named."""
-    _validate(config)
+def _stronger_drift(exact):
+    def step(self, dynamics, t, h, x, xi, args):
+        drift = lambda t, x, args: jax.tree.map(lambda f: 1.05 * f, dynamics.drift(t, x, args))
+        return exact(self, Dynamics(drift, dynamics.noise, calculus=dynamics.calculus), t, h, x, xi, args)
+
+    return step
+
+
+SABOTAGE = (
+    Sabotage("the drift of Euler and Maruyama is 5% too strong", EulerMaruyama, "step", _stronger_drift),
+    Sabotage(
+        "SRA1 forgets its second normal", SRA1, "step",
+        lambda exact: lambda self, dynamics, t, h, x, xi, args: exact(
+            self, dynamics, t, h, x, (xi[0], 0.0 * xi[1]), args
+        ),
+    ),
+)  # fmt: skip
+
+
+@experiment
+def run(study, config, key):
     parts = (_moments, orders.strong, orders.weak, _well, _escape, _recover)
-    claims: list[Claim] = []
-    metrics: dict[str, float] = {}
-    arrays: dict[str, np.ndarray] = {}
-    with progress_bar(len(parts), "simulators", "part", show=progress) as bar:
-        for i, part in enumerate(parts):
-            some, numbers, drawn = part(config, jax.random.fold_in(key, i))
-            claims += some
-            metrics |= numbers
-            arrays |= {name: np.asarray(value) for name, value in drawn.items()}
-            bar.update()
-    return Result(tuple(claims), metrics, arrays)
-
-
-def _validate(config: Config) -> None:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        values = value if isinstance(value, tuple) else (value,)
-        if not values or not all(math.isfinite(v) and v > 0 for v in values):
-            raise ValueError(f"{field.name} must be positive, got {value}")
-    for name in ("strong_levels", "weak_levels"):
-        levels = getattr(config, name)
-        if len(levels) < 3 or list(levels) != sorted(set(levels)):
-            raise ValueError(f"{name} must be at least three increasing levels, got {levels}")
-    if max(config.strong_levels) > config.finest - 3:
-        raise ValueError(
-            f"finest must exceed the largest of strong_levels, {max(config.strong_levels)}, by 3 for its path to serve "
-            f"as a reference; got {config.finest}"
-        )
-    if config.batches < 8:
-        raise ValueError(f"batches must be at least 8 to estimate the error of a slope, got {config.batches}")
-    if config.rate * config.step >= 1:
-        raise ValueError(f"step must be below 1 / rate = {1 / config.rate:.3g}, got {config.step}")
-    if config.well_step > 0.1 or config.escape_step > 0.1:
-        raise ValueError(
-            f"well_step and escape_step must be at most 0.1, the drift being cubic; got {config.well_step} and "
-            f"{config.escape_step}"
-        )
+    for i, part in enumerate(study.each(parts)):
+        part(study, config, jax.random.fold_in(key, i))
 
 
 # 1. Exact moments
 
 
-def _moments(config, key):
+def _moments(study, config, key):
+    """Mean and variance of Euler and Maruyama's process against their recursion."""
     k, sigma, h, start = config.rate, config.amplitude, config.step, 1.5
     steps = 5 * math.ceil(1.4 / (k * h))
     every = steps // 10 if steps % 10 == 0 else steps // 5
-    ts = jnp.linspace(0.0, steps * h, steps + 1)
-    x0 = jnp.full(config.paths, start)
-    args = jnp.array([k, sigma])
-    out = ensemble(orders.OU, x0, ts, key=key, args=args, method=EulerMaruyama(), save_every=every).check()
-    xs = np.asarray(out.xs[1:])
-    n = every * np.arange(1, len(xs) + 1)
-    a = 1 - k * h
-    mean, var = start * a**n, sigma**2 * h * (1 - a ** (2 * n)) / (1 - a * a)
+    ts, x0 = jnp.linspace(0.0, steps * h, steps + 1), jnp.full(config.paths, start)
+    options = {"args": jnp.array([k, sigma]), "method": EulerMaruyama(), "save_every": every}
+    xs = np.asarray(ensemble(orders.OU, x0, ts, key=key, **options).check().xs[1:])
+    a, n = 1 - k * h, every * np.arange(1, len(xs) + 1)
+    variance = lambda n: sigma**2 * h * (1 - a ** (2 * n)) / (1 - a * a)
+    mean, var = start * a**n, variance(n)
     seen_mean = np.array([x.mean(dtype=np.float64) for x in xs])
-    seen_var = np.array([x.astype(np.float64).var(ddof=1) for x in xs])
-    mean_error, var_error = np.sqrt(var / config.paths), var * math.sqrt(2 / (config.paths - 1))
-    z_mean, z_var = (seen_mean - mean) / mean_error, (seen_var - var) / var_error
-    limit = sigma**2 / (2 * k)
-    bias, predicted, error = seen_var[-1] - limit, limit * k * h / (2 - k * h), var_error[-1]
+    seen = Estimate(np.array([x.astype(np.float64).var(ddof=1) for x in xs]), var * math.sqrt(2 / (config.paths - 1)))
+    z_mean = (seen_mean - mean) / np.sqrt(var / config.paths)
     recursion = "the scheme's own linear recursion, 5 standard errors"
-    claims = [
-        at_most("OU, Euler-Maruyama: largest |z| of the mean", np.abs(z_mean).max(), 5, recursion),
-        at_most("OU, Euler-Maruyama: largest |z| of the variance", np.abs(z_var).max(), 5, recursion),
-        at_least("OU: step-size bias of the variance, in standard errors", bias / error, 5, "resolved"),
-        close_to("OU: step-size bias of the variance", bias, predicted, 5 * error, "sigma^2/2k * kh/(2 - kh)", error),
-    ]
-    metrics = {"ou_variance": seen_var[-1], "ou_variance_continuous": limit, "ou_variance_bias": bias}
+    study.at_most("OU, Euler-Maruyama: largest |z| of the mean", np.abs(z_mean).max(), 5, recursion)
+    study.at_most("OU, Euler-Maruyama: largest |z| of the variance", np.abs(seen.z(var)).max(), 5, recursion)
+    limit = sigma**2 / (2 * k)
+    bias = Estimate(seen.value[-1] - limit, seen.error[-1])
+    study.at_least("OU: step-size bias of the variance, in standard errors", bias.z(0), 5, "resolved")
+    predicted = limit * k * h / (2 - k * h)
+    study.near("OU: step-size bias of the variance", bias, predicted, "sigma^2/2k * kh/(2 - kh)", sigmas=5)
+    study.measure(ou_variance=seen.value[-1], ou_variance_continuous=limit)
+    equation = lambda n: limit * (1 - np.exp(-2 * k * n * h))
     grid = np.arange(steps + 1)
-    arrays = {
-        "ou_t": n * h,
-        "ou_var": seen_var,
-        "ou_var_error": var_error,
-        "ou_grid": grid * h,
-        "ou_var_scheme": sigma**2 * h * (1 - a ** (2 * grid)) / (1 - a * a),
-        "ou_var_exact": limit * (1 - np.exp(-2 * k * grid * h)),
-    }
-    return claims, metrics, arrays
+    study.keep(ou_scheme=(grid * h, variance(grid) - equation(grid)))
+    study.keep(ou_seen=(n * h, seen.value - equation(n), seen.error))
 
 
 # 4. The double well
@@ -203,34 +170,22 @@ def _edge(temperature):
     return math.sqrt(1 + math.sqrt(160 * temperature))
 
 
-def _well(config, key):
+def _well(study, config, key):
+    """Stationary moments of SRA1 in the double well against quadrature."""
     temperature, h = config.temperature, config.well_step
     steps = math.ceil(12 / h)
-    ts = jnp.linspace(0.0, steps * h, steps + 1)
     # Even moments do not see the slow exchange between the wells; 12 relaxation times of theirs are enough.
-    x0 = jnp.zeros(config.well_paths)
-    args = jnp.asarray(temperature)
-    out = ensemble(orders.WELL, x0, ts, key=key, args=args, method=SRA1(), save_every=steps).check()
-    x = np.asarray(out.xs[-1], np.float64)
-    weight = lambda y: math.exp(-(_potential(y) + 0.25) / temperature)
-    edge = _edge(temperature)
-    moment = lambda p: 2 * quadrature.quad(lambda y: y**p * weight(y), 0, edge, epsabs=1e-13)[0]
+    ts, x0 = jnp.linspace(0.0, steps * h, steps + 1), jnp.zeros(config.well_paths)
+    options = {"args": jnp.asarray(temperature), "method": SRA1(), "save_every": steps}
+    x = np.asarray(ensemble(orders.WELL, x0, ts, key=key, **options).check().xs[-1], np.float64)
+    weight = lambda y: np.exp(-(_potential(y) + 0.25) / temperature)
+    moment = lambda p: 2 * quadrature.quad(lambda y: y**p * weight(y), 0, _edge(temperature), epsabs=1e-13)[0]
     z = moment(0)
-    claims, metrics = [], {}
     for p in (2, 4):
-        value, error, exact = np.mean(x**p), np.std(x**p) / math.sqrt(len(x)), moment(p) / z
         source = "quadrature of exp(-V/T)/Z, 5 standard errors"
-        claims.append(close_to(f"double well: <x^{p}>", value, exact, 5 * error, source, error))
-        metrics[f"well_x{p}"], metrics[f"well_x{p}_exact"] = value, exact
+        study.near(f"double well: <x^{p}>", mean_and_error(x**p), moment(p) / z, source, sigmas=5)
     grid = np.linspace(-2.2, 2.2, 301)
-    counts, edges = np.histogram(x, bins=60, range=(-2.2, 2.2))
-    arrays = {
-        "well_x": (edges[1:] + edges[:-1]) / 2,
-        "well_histogram": counts / len(x) / np.diff(edges),
-        "well_grid": grid,
-        "well_density": np.exp(-(_potential(grid) + 0.25) / temperature) / z,
-    }
-    return claims, metrics, arrays
+    study.keep(well=x, well_grid=grid, well_density=weight(grid) / z)
 
 
 def _passage_time(temperature):
@@ -242,7 +197,7 @@ def _passage_time(temperature):
     return quadrature.simpson(outer, x=y[inside]) / temperature
 
 
-def kramers(temperature: Any) -> Any:
+def kramers(temperature):
     """Kramers' rate of escape from one well, overdamped: sqrt(V''(1) |V''(0)|) / 2 pi * exp(-barrier / T)."""
     return math.sqrt(2) / (2 * math.pi) * np.exp(-0.25 / temperature)
 
@@ -254,38 +209,27 @@ PASSAGE = Dynamics(
 )
 
 
-def _escape(config, key):
-    h = config.escape_step
-    temperatures = np.asarray(config.escape_temperatures)
+def _escape(study, config, key):
+    """Rates of passage between the wells against the integral of the mean first-passage time."""
+    h, temperatures = config.escape_step, np.asarray(config.escape_temperatures)
     exact = np.array([1 / _passage_time(t) for t in temperatures])
     steps = math.ceil(5 / exact.min() / h)  # 1% are left at the end; their time is counted
     ts = h * jnp.arange(steps + 1, dtype=float)
     start = (jnp.full(config.escape_paths, -1.0), jnp.zeros(config.escape_paths))
-    claims, metrics, rates, errors = [], {}, [], []
+    rates = []
     for i, (temperature, reference) in enumerate(zip(temperatures, exact, strict=True)):
-        one, args = jax.random.fold_in(key, i), jnp.asarray(temperature, ts.dtype)
-        out = ensemble(PASSAGE, start, ts, key=one, args=args, method=EulerMaruyama(), save_every=steps).check()
+        options = {"args": jnp.asarray(temperature, ts.dtype), "method": EulerMaruyama(), "save_every": steps}
+        out = ensemble(PASSAGE, start, ts, key=jax.random.fold_in(key, i), **options).check()
         x, clock = (np.asarray(leaf[-1], np.float64) for leaf in out.xs)
         passed = int((x >= 1).sum())
-        rates.append(passed / clock.sum())
-        errors.append(rates[-1] / math.sqrt(max(passed, 1)))
+        rates.append(rate := Estimate(passed / clock.sum(), passed / clock.sum() / math.sqrt(max(passed, 1))))
         source = f"mean first-passage integral, {100 * config.escape_tolerance:.0f}%"
-        tolerance = config.escape_tolerance * reference
-        name = f"double well: rate of passage at T = {temperature:g}"
-        claims.append(close_to(name, rates[-1], reference, tolerance, source, errors[-1]))
-        metrics[f"passage_rate_{temperature:g}"] = rates[-1]
-        metrics[f"passage_rate_exact_{temperature:g}"] = reference
-        metrics[f"kramers_rate_{temperature:g}"] = kramers(temperature)
-    curve = 1 / np.linspace(1 / (1.25 * temperatures.max()), 16, 60)  # down to where Kramers holds
-    arrays = {
-        "escape_temperature": temperatures,
-        "escape_rate": np.array(rates),
-        "escape_error": np.array(errors),
-        "escape_curve_temperature": curve,
-        "escape_curve": np.array([1 / _passage_time(t) for t in curve]),
-        "escape_kramers": kramers(curve),
-    }
-    return claims, metrics, arrays
+        quantity = f"double well: rate of passage at T = {temperature:g}"
+        study.near(quantity, rate, reference, source, rtol=config.escape_tolerance)
+        study.metrics[f"kramers_rate_{temperature:g}"] = kramers(temperature)
+    cold = np.linspace(1 / (1.25 * temperatures.max()), 16, 60)  # 1/T, down to where Kramers holds
+    study.keep(escape=(1 / temperatures, *np.transpose(rates)))
+    study.keep(escape_theory=(cold, [1 / _passage_time(1 / b) for b in cold]), escape_kramers=(cold, kramers(1 / cold)))
 
 
 # 5. The derivative
@@ -303,22 +247,16 @@ def _exact_paths(key, paths, k, sigma):
     """Ornstein-Uhlenbeck paths at the observed times from the exact transition law."""
     decay = math.exp(-k / 2)
     spread = sigma * math.sqrt((1 - decay**2) / (2 * k))
-    xi = jax.random.normal(key, (LAGS, paths))
-
-    def step(x, z):
-        x = decay * x + spread * z
-        return x, x
-
-    return lax.scan(step, jnp.ones(paths), xi)[1]
+    step = lambda x, z: (decay * x + spread * z,) * 2
+    return lax.scan(step, jnp.ones(paths), jax.random.normal(key, (LAGS, paths)))[1]
 
 
 def _simulated_moments(log_parameters, paths, key):
     """Mean features of `paths` simulated paths: differentiable in the logarithms of (k, sigma)."""
-    steps = LAGS * STEPS_PER_LAG
-    dtype = log_parameters.dtype
+    steps, dtype = LAGS * STEPS_PER_LAG, log_parameters.dtype
     ts = jnp.linspace(0.0, 0.5 * LAGS, steps + 1, dtype=dtype)
-    x0, args = jnp.ones(paths, dtype), jnp.exp(log_parameters)
-    out = ensemble(orders.OU, x0, ts, key=key, args=args, method=SRA1(), save_every=STEPS_PER_LAG, checkpoint=True)
+    options = {"method": SRA1(), "save_every": STEPS_PER_LAG, "checkpoint": True}
+    out = ensemble(orders.OU, jnp.ones(paths, dtype), ts, key=key, args=jnp.exp(log_parameters), **options)
     return _features(out.xs[1:]).mean(1)
 
 
@@ -356,53 +294,68 @@ def _gradient_gap(theta, observed, precision, floor, key, *, paths):
     return jnp.max(jnp.abs(slope - difference)) / jnp.max(jnp.abs(slope))
 
 
-@functools.partial(jax.jit, static_argnames=("paths",))
-def _sensitivity(theta, key, *, paths):
-    return jax.jacfwd(lambda theta: _simulated_moments(theta, paths, key))(theta)
-
-
-def _recover(config, key):
+def _recover(study, config, key):
+    """Rate and amplitude from the moments of data, by descent through the simulator."""
     data_key, fit_key, check_key = jax.random.split(key, 3)
-    truth = np.array([config.true_rate, config.true_amplitude])
-    data = _features(_exact_paths(data_key, config.data_paths, *map(float, truth)))
-    observed = data.mean(1)
-    covariance = np.cov(np.asarray(data, np.float64))
-    precision = np.linalg.inv(covariance)
+    truth = (config.true_rate, config.true_amplitude)
+    data = _features(_exact_paths(data_key, config.data_paths, *truth))
+    precision = np.linalg.inv(np.cov(np.asarray(data, np.float64)))
     start = jnp.log(jnp.array([0.4, 1.6]))
-    weights = jnp.asarray(precision, start.dtype)
     factor = 1 / config.data_paths + 1 / config.fit_paths
-    floor = jnp.asarray(factor, start.dtype)
-    path, objective = _descend(start, observed, weights, floor, fit_key, paths=config.fit_paths, steps=config.fit_steps)
+    problem = (data.mean(1), jnp.asarray(precision, start.dtype), jnp.asarray(factor, start.dtype))
+    path, objective = _descend(start, *problem, fit_key, paths=config.fit_paths, steps=config.fit_steps)
     found = np.exp(np.asarray(path[-1], np.float64))
     # Delta method: the features of the data and of the simulation are both noisy.
-    slope = np.asarray(_sensitivity(path[-1], fit_key, paths=config.fit_paths), np.float64)
+    sensitivity = jax.jit(jax.jacfwd(lambda theta: _simulated_moments(theta, config.fit_paths, fit_key)))
+    slope = np.asarray(sensitivity(path[-1]), np.float64)
     errors = found * np.sqrt(np.diag(np.linalg.inv(slope.T @ precision @ slope)) * factor)
-    gap = _gradient_gap(start, observed, weights, floor, check_key, paths=256)
-    claims = [
-        close_to(f"recovered {name}", found[i], truth[i], 5 * errors[i], "the truth, 5 sampling errors", errors[i])
-        for i, name in enumerate(("rate k", "amplitude sigma"))
-    ]
-    freedom = len(observed) - 2
+    for i, name in enumerate(("rate k", "amplitude sigma")):
+        recovered = Estimate(found[i], errors[i])
+        study.near(f"recovered {name}", recovered, truth[i], "the truth, 5 sampling errors", sigmas=5)
+    freedom = len(data) - 2
+    quantile, source = stats.chi2.isf(6e-7, freedom), f"quantile of chi^2 with {freedom} degrees of freedom, p = 6e-7"
     statistic = math.exp(float(objective[-1])) / factor - 1
-    claims += [
-        at_most(
-            "fit: chi^2 of the moments at the end",
-            statistic,
-            stats.chi2.isf(6e-7, freedom),
-            f"quantile of chi^2 with {freedom} degrees of freedom, p = 6e-7",
-        ),
-        at_most(
-            "gradient through the simulator: relative difference from central differences",
-            gap,
-            1e-6,
-            "float64, eps 1e-5",
-        ),
-    ]
-    metrics = {"recovered_rate": found[0], "recovered_amplitude": found[1], "fit_chi2": statistic}
-    metrics |= {"rate_sampling_error": errors[0], "amplitude_sampling_error": errors[1], "gradient_gap": float(gap)}
-    arrays = {
-        "fit_path": np.exp(np.concatenate([np.asarray(start)[None], np.asarray(path)])),
-        "fit_truth": truth,
-        "fit_error": errors,
-    }
-    return claims, metrics, arrays
+    study.at_most("fit: chi^2 of the moments at the end", statistic, quantile, source)
+    gap = _gradient_gap(start, *problem, check_key, paths=256)
+    quantity = "gradient through the simulator: relative difference from central differences"
+    study.at_most(quantity, gap, 1e-6, "float64, eps 1e-5")
+    study.keep(fit_path=np.exp(np.concatenate([start[None], path])), fit_truth=truth, fit_error=errors)
+
+
+def plot(result):
+    """Variance, strong and weak errors, density, escape rates, parameters along the descent."""
+    d = result.data
+    figure, axes = draw.panels(2, 3, width=4.5, height=3.8)
+    moments, strong, weak, density, escape, fit = axes.flat
+    draw.theory(moments, *d.ou_scheme, "C0", label="scheme's recursion")
+    draw.measured(moments, *d.ou_seen, sigmas=5, color="C0", label="simulated, ±5 s.e.")
+    y = "variance of x(t) minus the equation's"
+    draw.label(
+        moments, "Ornstein-Uhlenbeck, Euler-Maruyama", "time t", y, legend={"loc": "lower right"}, ylim=(0, None)
+    )
+    for theory in d.weak_theory[1]:
+        draw.theory(weak, d.weak_theory[0], theory, "k--", lw=1)
+    for axis, methods, title, error in (
+        (strong, d.strong, "Strong order", "root mean square error at t = 1"),
+        (weak, d.weak, "Weak order, OU (dashed: exact recursion)", r"$|E\,x_h(1)^2 - E\,x(1)^2|$"),
+    ):
+        for i, order in enumerate(methods):
+            style, name = {"color": f"C{i}"}, f"{order.label}: {order.slope:.2f} ({order.theory:g})"
+            draw.slope(axis, order.h, order.error, order.theory, ls="-", alpha=0.6, **style)
+            draw.measured(axis, order.h, order.error, order.bar, sigmas=1, fmt="osD^v"[i], label=name, **style)
+        draw.label(axis, title, "step h", error, log="xy", legend={"title": "measured slope (theory, line)"})
+    strong.set_ylim(bottom=min(order.error.min() for order in d.strong) / 60)  # room for the legend
+    strong.get_legend().set_loc("lower right")
+    draw.histogram(density, d.well, np.linspace(-2.2, 2.2, 61), label="SRA1")
+    draw.theory(density, d.well_grid, d.well_density, label=r"$e^{-V/T}/Z$")
+    draw.label(density, "Double well", "x", "stationary density")
+    draw.theory(escape, *d.escape_theory, label="first-passage integral")
+    draw.theory(escape, *d.escape_kramers, "k:", label="Kramers")
+    draw.measured(escape, *d.escape, sigmas=5, label="simulated, ±5 s.e.")
+    draw.label(escape, "Escape from a well", "inverse temperature 1/T", "rate of passage from -1 to 1", log="y")
+    for i, name in enumerate(("rate k", r"amplitude $\sigma$")):
+        fit.axhspan(*(d.fit_truth[i] + 5 * d.fit_error[i] * np.array([-1, 1])), color=f"C{i}", alpha=0.2, lw=0)
+        fit.axhline(d.fit_truth[i], color=f"C{i}", ls="--", lw=1)
+        fit.plot(d.fit_path[:, i], f"C{i}", label=name)
+    draw.label(fit, "Recovered by descent (band: ±5 s.e.)", "step of Adam", "parameter")
+    return figure

@@ -14,19 +14,15 @@ be, so that the mode beats it. The calibration error does not see how wrong the 
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.particles.chains.run import run_chains
-from physml.particles.kernels.hamiltonian import hmc
-from physml.particles.kernels.minibatch import MinibatchEnergy, sghmc, sgld
-from physml.recipes._result import Info, Result, at_most, close_to
+from physml import particles
+from physml.metrics import mean_and_error
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
 INFO = Info(
     paper="Bayesian computation in deep learning; Chen, Fox and Guestrin, Stochastic gradient HMC (2014)",
@@ -37,11 +33,11 @@ METHODS = ("single", "ensemble", "mode", "HMC", "SGHMC", "SGLD")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
-    splits: int = 8
-    train: int = 150  # few data, so that the posterior is wide
+    splits: int = setting(8, least=2)
+    train: int = setting(150, least=20, most=500)  # few data, so that the posterior is wide
     hidden: int = 10
     chains: int = 8
     batch_size: int = 30
@@ -53,15 +49,20 @@ class Config:
     difference: float = 0.03
     margin: float = 0.01  # between the calibration errors of two samplers of one posterior
 
-    def __post_init__(self):
-        if not 20 <= self.train <= 500 or self.batch_size > self.train:
-            raise ValueError(f"config.train must be 20 to 500 and batch_size at most that; got {self}")
-        if self.splits < 2 or self.moves % 40 or self.hmc_moves % 4:
-            raise ValueError(f"config needs 2 splits, moves a multiple of 40 and hmc_moves one of 4; got {self}")
+    def rules(self):
+        return (
+            (self.batch_size <= self.train, "batch_size is at most train"),
+            (self.moves % 40 == 0 and self.hmc_moves % 4 == 0, "40 divides moves and 4 divides hmc_moves"),
+        )
 
 
 PAPER = Config()
 SMOKE = Config(splits=3, hmc_moves=60, moves=1200, members=5, train_steps=300, difference=0.03, margin=0.03)
+
+SABOTAGE = Sabotage(
+    "SGHMC samples at ten times the temperature", particles, "sghmc",
+    lambda exact: lambda energy, step_size, friction: exact(energy, step_size, friction, 10.0),
+)  # fmt: skip
 
 
 def logit(theta, x):
@@ -93,7 +94,7 @@ def start(key, inputs, hidden):
 def _modes(thetas, data, weight, steps):
     """Adam on weight x |theta|^2/2 minus the log-likelihood of all data, from every start."""
     optimizer = optax.adam(optax.cosine_decay_schedule(0.03, steps))
-    energy = MinibatchEnergy(term, data, 1, lambda theta: weight * prior(theta))
+    energy = particles.MinibatchEnergy(term, data, 1, lambda theta: weight * prior(theta))
 
     def fit(theta):
         def step(carry, _):
@@ -124,118 +125,80 @@ def calibration_error(p, y, bins=10):
     return float(sum(abs(np.sum((y - p)[index == b])) for b in range(bins)) / len(y))
 
 
-def _split(config, key):
+def _data(config, key):
+    """Rows and labels to learn from, and those to test on."""
     from sklearn.datasets import load_breast_cancer
 
-    x, y = load_breast_cancer(return_X_y=True)
+    x, y = (np.asarray(a) for a in load_breast_cancer(return_X_y=True))
     order = np.asarray(jax.random.permutation(key, len(x)))
     train, test = order[: config.train], order[config.train :]
-    x, y = np.asarray(x), np.asarray(y)
     x = (x - x[train].mean(0)) / x[train].std(0)
     cast = lambda a: np.asarray(a, np.float32)
     return (cast(x[train]), cast(y[train])), (cast(x[test]), cast(y[test]))
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Every method on every split."""
-    scores, curves, gaps = {m: [] for m in METHODS}, {m: [] for m in METHODS}, {"SGHMC": [], "SGLD": []}
-    with progress_bar(config.splits, "networks", "split", show=progress) as bar:
-        for s in range(config.splits):
-            keys = jax.random.split(jax.random.fold_in(key, s), 6)
-            data, (x, y) = _split(config, keys[0])
-            energy = MinibatchEnergy(term, data, config.batch_size, prior)
-            starts = jax.vmap(lambda k, n=x.shape[1]: start(k, n, config.hidden))(
-                jax.random.split(keys[1], config.members)
-            )
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes its counter with floats
-                trained, modes = (_modes(starts, data, jnp.float32(weight), config.train_steps) for weight in (0, 1))
-            some = jax.tree.map(lambda leaf: leaf[jnp.arange(config.chains) % config.members], modes)
-            first = lambda thetas, m: jax.tree.map(lambda leaf: leaf[m : m + 1], thetas)
-            p = {"ensemble": np.asarray(_probability(trained, x)), "mode": np.asarray(_probability(first(modes, 0), x))}
-            single = [np.asarray(_probability(first(trained, m), x)) for m in range(3)]
-            kernels = {
-                "HMC": (hmc(energy, 0.08, 20), config.hmc_moves, 4),
-                "SGHMC": (sghmc(energy, 0.03, 3.0), config.moves, 40),
-                "SGLD": (sgld(energy, 0.002), config.moves, 40),
-            }
-            for k, (name, (kernel, moves, thin)) in enumerate(kernels.items()):
-                out = run_chains(kernel, some, moves, key=keys[2 + k], thin=thin, stats=False).check()
-                keep = lambda leaf: leaf[len(leaf) // 5 :].reshape(-1, *leaf.shape[2:])
-                p[name] = np.asarray(_probability(jax.tree.map(keep, out.samples), x))
-            for name in METHODS:
-                members = single if name == "single" else [p[name]]
-                nll = np.mean([negative_log_likelihood(q, y) for q in members])
-                ece = np.mean([calibration_error(q, y) for q in members])
-                scores[name].append((nll, ece))
-                curves[name].append(np.stack([members[0], y]))
-            for name in gaps:
-                gaps[name].append(np.mean(np.abs(p[name] - p["HMC"])))
-            bar.update()
-    table = {name: np.asarray(rows) for name, rows in scores.items()}
-    return Result(tuple(_claims(config, table, gaps)), _numbers(table), _arrays(table, curves))
+def _split(config, key):
+    """Probabilities of every method on the test rows of one split, (networks or 1, rows), and the labels."""
+    keys = jax.random.split(key, 6)
+    data, (x, y) = _data(config, keys[0])
+    energy = particles.MinibatchEnergy(term, data, config.batch_size, prior)
+    starts = jax.vmap(lambda k: start(k, x.shape[1], config.hidden))(jax.random.split(keys[1], config.members))
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes its counter with floats
+        trained, modes = (_modes(starts, data, jnp.float32(weight), config.train_steps) for weight in (0, 1))
+    pick = lambda thetas, rows: jax.tree.map(lambda leaf: leaf[rows], thetas)
+    p = {"single": np.stack([_probability(pick(trained, slice(m, m + 1)), x) for m in range(3)])}
+    p["ensemble"] = np.asarray(_probability(trained, x))[None]
+    p["mode"] = np.asarray(_probability(pick(modes, slice(1)), x))[None]
+    some = pick(modes, jnp.arange(config.chains) % config.members)
+    kernels = {
+        "HMC": (particles.hmc(energy, 0.08, 20), config.hmc_moves, 4),
+        "SGHMC": (particles.sghmc(energy, 0.03, 3.0), config.moves, 40),
+        "SGLD": (particles.sgld(energy, 0.002), config.moves, 40),
+    }
+    for k, (name, (kernel, moves, thin)) in zip(keys[2:], kernels.items(), strict=False):
+        out = particles.run_chains(kernel, some, moves, key=k, thin=thin, stats=False).check()
+        keep = lambda leaf: leaf[len(leaf) // 5 :].reshape(-1, *leaf.shape[2:])
+        p[name] = np.asarray(_probability(jax.tree.map(keep, out.samples), x))[None]
+    return p, y
 
 
-def _claims(config, table, gaps):
-    paired = lambda a, b, column: table[a][:, column] - table[b][:, column]
-    stderr = lambda values: np.std(values, ddof=1) / np.sqrt(len(values))
-    for name, gap in gaps.items():
-        yield at_most(
-            f"{name}: mean difference of its probabilities from those of HMC",
-            np.mean(gap),
-            config.difference,
-            "splits",
-            stderr(gap),
-        )
-    single = paired("SGHMC", "single", 0)
-    yield at_most(
-        "SGHMC: NLL less that of a single network", np.mean(single), 0.0, "nats, paired over splits", stderr(single)
-    )
-    ensemble = paired("SGHMC", "ensemble", 0)
-    yield at_most(
-        "SGHMC: NLL less that of the deep ensemble",
-        np.mean(ensemble),
-        0.0,
-        "nats, paired over splits",
-        stderr(ensemble),
-    )
+@experiment
+def run(study, config, key):
+    splits = [_split(config, jax.random.fold_in(key, s)) for s in study.each(range(config.splits), "split")]
+    score = lambda measure, name: np.asarray([np.mean([measure(q, y) for q in p[name]]) for p, y in splits])
+    nll = {name: score(negative_log_likelihood, name) for name in METHODS}
+    calibration = {name: score(calibration_error, name) for name in METHODS}
+    for name in ("SGHMC", "SGLD"):
+        gap = mean_and_error([np.mean(np.abs(p[name] - p["HMC"])) for p, _ in splits])
+        quantity = f"{name}: mean difference of its probabilities from those of HMC"
+        study.at_most(quantity, gap, config.difference, "splits")
+    for name, other in (("single", "a single network"), ("ensemble", "the deep ensemble")):
+        gap = mean_and_error(nll["SGHMC"] - nll[name])
+        study.at_most(f"SGHMC: NLL less that of {other}", gap, 0.0, "nats, paired over splits")
     # Against the ensemble the calibration error may turn out either way; against the mode it is higher.
-    gap = paired("SGHMC", "HMC", 1)
-    yield close_to(
-        "SGHMC: calibration error less that of HMC", np.mean(gap), 0.0, config.margin, "same posterior", stderr(gap)
-    )
+    gap = mean_and_error(calibration["SGHMC"] - calibration["HMC"])
+    study.near("SGHMC: calibration error less that of HMC", gap, 0.0, "same posterior", atol=config.margin)
+    study.metrics |= {f"nll_{name}": nll[name].mean() for name in METHODS}
+    study.metrics |= {f"calibration_{name}": calibration[name].mean() for name in METHODS}
+    first = lambda name: [np.concatenate([(p[name][0], y)[i] for p, y in splits]) for i in range(2)]
+    study.keep(scores={"negative log-likelihood": nll, "calibration error": calibration})
+    study.keep(predictions={name: first(name) for name in METHODS})
 
 
-def _numbers(table):
-    named = {"nll": 0, "calibration": 1}
-    return {f"{what}_{name}": float(rows[:, i].mean()) for name, rows in table.items() for what, i in named.items()}
-
-
-def _arrays(table, curves):
-    out = {f"scores_{name}": rows for name, rows in table.items()}
-    return out | {f"predictions_{name}": np.concatenate(rows, axis=1) for name, rows in curves.items()}
-
-
-def plot(result: Result) -> Any:
+def plot(result):
     """Log-likelihood and calibration error of every method, and reliability of the predictions."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
-    for column, title in enumerate(("negative log-likelihood", "calibration error")):
-        for i, name in enumerate(METHODS):
-            values = result.arrays[f"scores_{name}"][:, column]
-            axes[column].plot(np.full(len(values), i), values, ".", color=f"C{i}", alpha=0.5)
-            axes[column].errorbar(
-                i + 0.2, values.mean(), values.std(ddof=1) / np.sqrt(len(values)), fmt="o", color=f"C{i}", capsize=3
-            )
-        axes[column].set_xticks(range(len(METHODS)), METHODS)
-        axes[column].set(title=f"{title} on test data", ylim=(0, None))
-    for i, name in enumerate(METHODS):
-        p, y = result.arrays[f"predictions_{name}"]
+    figure, (*axes, reliability) = draw.panels(1, 3, width=4.4, height=3.9)
+    for axis, (title, scores) in zip(axes, result.data.scores.items(), strict=True):
+        for i, values in enumerate(scores.values()):
+            axis.plot(np.full(len(values), i), values, ".", color=f"C{i}", alpha=0.5)
+            draw.measured(axis, i + 0.2, *mean_and_error(values), sigmas=1, color=f"C{i}", capsize=3)
+        draw.label(axis, f"{title} on test data", y=title, ylim=(0, None))
+        axis.set_xticks(range(len(METHODS)), METHODS, rotation=20)
+    for name, (p, y) in result.data.predictions.items():
         index = np.minimum((p * 10).astype(int), 9)
         filled = [b for b in range(10) if np.sum(index == b) >= 10]
-        points = np.asarray([(p[index == b].mean(), y[index == b].mean()) for b in filled])
-        axes[2].plot(*points.T, "o-", ms=4, color=f"C{i}", label=name)
-    axes[2].plot([0, 1], [0, 1], color="0.6", lw=1)
-    axes[2].set(xlabel="predicted probability", ylabel="frequency", title="reliability, all splits")
-    axes[2].legend(fontsize=8)
+        points = [(p[index == b].mean(), y[index == b].mean()) for b in filled]
+        reliability.plot(*np.transpose(points), "o-", ms=4, label=name)
+    reliability.plot([0, 1], [0, 1], color="0.6", lw=1)
+    draw.label(reliability, "reliability, all splits", "predicted probability", "frequency")
     return figure

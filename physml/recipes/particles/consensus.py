@@ -18,16 +18,15 @@ implicit gradient step from its mean; the measured one must agree with it.
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import binomtest
 
 from physml import particles
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.recipes._result import Claim, Info, Result, at_least, at_most
+from physml.metrics import mean_and_error
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
 INFO = Info(
     paper="Riedl, Klock, Geldhauser and Fornasier, Gradient is all you need? (2023)",
@@ -51,7 +50,7 @@ FUNCTIONS = {"Ackley": ackley, "Rastrigin": rastrigin}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
     dim: int = 20
@@ -64,16 +63,10 @@ class Config:
     radius: float = 0.25  # of success, in every coordinate
     diffusions: tuple[float, ...] = (0.7, 1.2, 5.0, 9.0, 12.0)  # sigma; the line is at sqrt((2 - h) lambda)
     truncation: float = 10.0
-    functions: tuple[str, ...] = tuple(FUNCTIONS)
+    functions: tuple[str, ...] = setting(tuple(FUNCTIONS), choices=FUNCTIONS)
     # the bounds of the claims
     success: float = 0.9  # lower end of the interval, at the best diffusion beyond the line
     contracted: float = 1e-2  # of the spread of the start, on the stable side
-
-    def __post_init__(self):
-        if min(self.dim, self.particles, self.runs, self.moves) < 1 or self.step_size <= 0 or self.radius <= 0:
-            raise ValueError(f"sizes, the step and the radius must be positive, got {self}")
-        if unknown := set(self.functions) - set(FUNCTIONS):
-            raise ValueError(f"config.functions must be among {', '.join(FUNCTIONS)}; got {', '.join(unknown)}")
 
 
 PAPER = Config()
@@ -82,80 +75,66 @@ SMOKE = Config(
     contracted=0.1,
 )  # fmt: skip
 
+SABOTAGE = (
+    Sabotage(
+        "the consensus point weighs by half the energies", particles, "consensus_point",
+        lambda exact: lambda x, energies, alpha: exact(x, energies, alpha / 2),
+    ),
+    Sabotage(
+        "nothing truncates the noise", particles, "consensus",
+        lambda exact: lambda *settings, truncation, **options: exact(*settings, **options),
+    ),
+)  # fmt: skip
 
-def wilson(successes: int, runs: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a rate."""
-    rate = successes / runs
-    centre = (rate + z**2 / (2 * runs)) / (1 + z**2 / runs)
-    half = z / (1 + z**2 / runs) * math.sqrt(rate * (1 - rate) / runs + z**2 / (4 * runs**2))
-    return centre - half, centre + half
 
-
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Optimise every function at every diffusion."""
-    claims: list[Claim] = []
-    metrics: dict[str, float] = {}
-    arrays: dict[str, np.ndarray] = {"diffusions": np.asarray(config.diffusions)}
+@experiment
+def run(study, config, key):
     start_key, run_key, swarm_key = jax.random.split(key, 3)
+    _descent(study, swarm_key)
     shape = (config.runs, config.particles, config.dim)
     x0 = 1.0 + config.spread * jax.random.uniform(start_key, shape, minval=-1.0, maxval=1.0)
-    begin = config.spread / math.sqrt(3)
-    kernels = {f"{s:g}": _kernel(config, s) for s in config.diffusions}
-    kernels["truncated"] = _kernel(config, max(config.diffusions), config.truncation)
-    rates = {name: float(particles.mean_square_rate(kernel(rastrigin), config.dim)) for name, kernel in kernels.items()}
-    stable = [name for name in kernels if rates[name] < 1]
-    with progress_bar(len(config.functions) * len(kernels), "consensus", "run", show=progress) as bar:
-        for function in config.functions:
-            rows = {}
-            for i, (name, kernel) in enumerate(kernels.items()):
-                out = particles.run_chains(
-                    kernel(FUNCTIONS[function]), x0, config.moves, key=jax.random.fold_in(run_key, i),
-                    thin=config.moves, keep=False, stats=False,
-                )  # fmt: skip
-                point, x = np.asarray(out.state.consensus), np.asarray(out.state.position, np.float64)
-                hits = int(np.sum(np.max(np.abs(point), axis=1) < config.radius))
-                spread = float(np.sqrt(np.mean(np.var(x, axis=1))))
-                rows[name] = (hits / config.runs, *wilson(hits, config.runs), spread / begin)
-                bar.update()
-            table = np.asarray(list(rows.values()))
-            arrays[function] = table
-            best = int(np.argmax(table[: len(config.diffusions), 1]))
-            sigma = config.diffusions[best]
-            claims += [
-                at_least(
-                    f"{function}: rate of success at sigma = {sigma:g}, lower end of its interval", table[best, 1],
-                    config.success, f"{config.runs} runs",
-                ),
-                at_least(f"{function}: mean-square rate at that sigma", rates[f"{sigma:g}"], 1, "beyond the line"),
-            ]  # fmt: skip
-            for name in stable:
-                claims.append(
-                    at_most(
-                        f"{function}: spread left at sigma = {name}", rows[name][3], config.contracted, "stable side"
-                    )
-                )
-            wild = f"{max(config.diffusions):g}"
-            claims += [
-                at_least(f"{function}: spread at sigma = {wild}", rows[wild][3], 100, "moments grow beyond the line"),
-                at_most(f"{function}: spread at sigma = {wild}, truncated", rows["truncated"][3], 100, "bounded noise"),
-            ]  # fmt: skip
-            metrics |= {f"{function} sigma {name}: rate of success": row[0] for name, row in rows.items()}
-            metrics |= {f"{function} sigma {name}: spread": row[3] for name, row in rows.items()}
-    claims.append(
-        at_most("consensus point of a Gaussian swarm: largest |z|", _descent(swarm_key), 5, "the implicit step")
-    )
-    metrics |= {f"sigma {name}: mean-square rate": rate for name, rate in rates.items()}
-    return Result(tuple(claims), metrics, arrays)
+    noises = {f"{sigma:g}": (sigma, float("inf")) for sigma in config.diffusions}
+    noises["truncated"] = (max(config.diffusions), config.truncation)
+    kernel = lambda name, function: particles.consensus(
+        FUNCTIONS[function], config.step_size, config.alpha, diffusion=noises[name][0], truncation=noises[name][1],
+    )  # fmt: skip
+    rates = {name: float(particles.mean_square_rate(kernel(name, "Ackley"), config.dim)) for name in noises}
+    tables = {function: {} for function in config.functions}
+    for function, (i, name) in study.each([(f, row) for f in tables for row in enumerate(noises)], "run"):
+        end = particles.run_chains(
+            kernel(name, function), x0, config.moves, key=jax.random.fold_in(run_key, i), thin=config.moves, keep=False,
+            stats=False,
+        ).state  # fmt: skip
+        hits = int(np.sum(np.max(np.abs(end.consensus), axis=1) < config.radius))
+        spread = np.sqrt(np.mean(np.var(np.asarray(end.position, np.float64), axis=1)))
+        # What is left of the spread of the start, a uniform law.
+        left = float(spread) / (config.spread / math.sqrt(3))
+        interval = binomtest(hits, config.runs).proportion_ci(method="wilson")
+        tables[function][name] = (hits / config.runs, interval.low, interval.high, left)
+    for function, table in tables.items():
+        _claims(study, config, function, table, rates)
+    study.metrics |= {f"sigma {name}: mean-square rate": rate for name, rate in rates.items()}
+    study.keep(sigma=config.diffusions, tables={f: np.asarray(list(table.values())) for f, table in tables.items()})
 
 
-def _kernel(config, sigma, truncation=float("inf")):
-    return lambda f: particles.consensus(
-        f, config.step_size, config.alpha, diffusion=sigma, truncation=truncation, memory=0.0
-    )
+def _claims(study, config, function, table, rates):
+    """Success beyond the mean-square line, contraction before it."""
+    best = max(list(table)[:-1], key=lambda name: table[name][1])
+    quantity = f"{function}: rate of success at sigma = {best}, lower end of its interval"
+    study.at_least(quantity, table[best][1], config.success, f"{config.runs} runs")
+    study.at_least(f"{function}: mean-square rate at that sigma", rates[best], 1, "beyond the line")
+    for name in (name for name in table if rates[name] < 1):
+        study.at_most(f"{function}: spread left at sigma = {name}", table[name][3], config.contracted, "stable side")
+    wild = f"{max(config.diffusions):g}"
+    quantity = f"{function}: spread at sigma = {wild}"
+    study.at_least(quantity, table[wild][3], 100, "moments grow beyond the line")
+    study.at_most(f"{quantity}, truncated", table["truncated"][3], 100, "bounded noise")
+    study.metrics |= {f"{function} sigma {name}: rate of success": row[0] for name, row in table.items()}
+    study.metrics |= {f"{function} sigma {name}: spread": row[3] for name, row in table.items()}
 
 
-def _descent(key, n=20_000, alpha=2.0, copies=50):
-    """Consensus points of Gaussian swarms against the closed form, as the largest z over coordinates."""
+def _descent(study, key, n=20_000, alpha=2.0, copies=50):
+    """Consensus points of Gaussian swarms against the closed form."""
     mean, hessian = jnp.asarray([0.8, -0.5, 0.3]), jnp.diag(jnp.asarray([1.0, 0.4, 2.0]))
     root = jnp.asarray([[0.6, 0.0, 0.0], [0.2, 0.5, 0.0], [0.0, -0.1, 0.4]])
 
@@ -163,27 +142,24 @@ def _descent(key, n=20_000, alpha=2.0, copies=50):
         x = mean[None, :] + jax.random.normal(key, (n, 3)) @ root.T
         return particles.consensus_point(x, 0.5 * jnp.einsum("ni,ij,nj->n", x, hessian, x), alpha)
 
-    points = np.asarray(jax.lax.map(point, jax.random.split(key, copies)), np.float64)
-    exact = np.asarray(particles.consensus_point_gaussian(mean, root @ root.T, hessian, alpha))
-    return np.max(np.abs(points.mean(0) - exact) / (points.std(0, ddof=1) / np.sqrt(copies)))
+    points = mean_and_error(jax.lax.map(point, jax.random.split(key, copies)))
+    z = points.z(np.asarray(particles.consensus_point_gaussian(mean, root @ root.T, hessian, alpha)))
+    study.at_most("consensus point of a Gaussian swarm: largest |z|", np.max(np.abs(z)), 5, "the implicit step")
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Rates of success with their intervals, and the spread of the swarm, over the diffusion."""
-    import matplotlib.pyplot as plt
-
-    sigma = result.arrays["diffusions"]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for i, function in enumerate(f for f in FUNCTIONS if f in result.arrays):
-        table = result.arrays[function][: len(sigma)]
-        bars = np.stack([table[:, 0] - table[:, 1], table[:, 2] - table[:, 0]])
-        axes[0].errorbar(sigma, table[:, 0], np.maximum(bars, 0), fmt="o-", color=f"C{i}", ms=4, label=function)
-        axes[1].semilogy(sigma, table[:, 3], "o-", color=f"C{i}", ms=4)
-        axes[1].semilogy(sigma[-1:], result.arrays[function][-1:, 3], "x", color=f"C{i}")
-    for axis in axes:
+    sigma = result.data.sigma
+    figure, (success, spread) = draw.panels(1, 2, width=4.5)
+    for i, (function, table) in enumerate(result.data.tables.items()):
+        rate, low, high, left = table.T
+        bars = np.maximum([rate - low, high - rate], 0)[:, :-1]
+        draw.measured(success, sigma, rate[:-1], bars, sigmas=1, fmt="o-", color=f"C{i}", label=function)
+        spread.plot(sigma, left[:-1], "o-", color=f"C{i}", ms=4)
+        spread.plot(sigma[-1:], left[-1:], "x", color=f"C{i}")
+    for axis in (success, spread):
         axis.axvline(2**0.5, color="0.5", lw=1, ls="--")
-        axis.set(xlabel=r"$\sigma$, dashed the mean-square line", xscale="log")
-    axes[0].set(ylabel="rate of success", title="consensus point within the radius")
-    axes[1].set(ylabel="spread / that of the start", title="crosses: truncated noise")
-    axes[0].legend(fontsize=8)
+    x = r"$\sigma$, dashed the mean-square line"
+    draw.label(success, "consensus point within the radius", x, "rate of success", log="x")
+    draw.label(spread, "crosses: truncated noise", x, "spread / that of the start", log="xy")
     return figure

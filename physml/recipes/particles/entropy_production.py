@@ -14,8 +14,7 @@ $v = b - Ds$ gives the rate $E[v^T D^{-1} v]$. Three systems, each with a refere
 
 import dataclasses
 import math
-from functools import partial
-from typing import Any
+import sys
 
 import equinox as eqx
 import jax
@@ -23,20 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from physml import nn, train
-from physml.core.progress import progress_bar
-from physml.core.types import Key
+from physml import nn, particles, train
 from physml.integrate import Dynamics, ensemble
 from physml.particles import Dense, PairSum, Particles
-from physml.particles.theory.entropy_production import (
-    entropy_production,
-    implicit_loss,
-    linear_entropy_production,
-    probability_velocity,
-    work_rate,
-)
-from physml.particles.theory.fokker_planck import stationary_density
-from physml.recipes._result import Info, Result, at_most
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
 INFO = Info(
     paper="Boffi and Vanden-Eijnden, Deep learning probability flows and entropy production rates in active matter (2024)",
@@ -46,18 +35,18 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
     systems: int = 3  # random linear ones
-    dim: int = 3
+    dim: int = setting(3, least=2)
     steps: int = 1500
     batch_size: int = 512
     width: int = 48
     paths: int = 2000  # of the ring
     snapshots: int = 40
-    grid: int = 160
-    particles: int = 64  # 0 leaves the third system out
+    grid: int = setting(160, least=16)
+    particles: int = setting(64, least=0)  # 0 leaves the third system out
     worlds: int = 64  # independent copies of it
     world_steps: int = 1200
     world_batch: int = 32
@@ -66,59 +55,53 @@ class Config:
     ring: float = 0.05
     world: float = 0.05
 
-    def __post_init__(self):
-        for name in ("systems", "steps", "batch_size", "width", "paths", "snapshots", "worlds", "world_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config.{name} must be at least 1, got {getattr(self, name)}")
-        if self.dim < 2 or self.grid < 16 or self.particles < 0:
-            raise ValueError(
-                f"expected dim >= 2, grid >= 16, particles >= 0, got {self.dim, self.grid, self.particles}"
-            )
-
 
 PAPER = Config()
 SMOKE = Config(
     systems=1, dim=2, steps=300, width=32, paths=400, snapshots=10, grid=48, particles=0, linear=0.08, ring=0.15
 )
 
-SPEED, RATE, EPSILON = 1.5, 1.0, 0.3  # v_0, gamma, epsilon of the ring
+
+def _weaker(exact):
+    def fit(*arguments, **options):
+        score = exact(*arguments, **options)
+        return lambda t, x, args=None: 0.9 * score(t, x, args)
+
+    return fit
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """The three systems in turn."""
-    keys = jax.random.split(key, 3)
-    claims, numbers, arrays = [], {}, {}
-    with progress_bar(2 + (config.particles > 0), "entropy_production", "system", show=progress) as bar:
-        for part, key in zip((_linear, _ring, _world), keys, strict=True):
-            if part is _world and not config.particles:
-                continue
-            found = part(config, key)
-            claims += found.claims
-            numbers |= found.metrics
-            arrays |= found.arrays
-            bar.update()
-    return Result(tuple(claims), numbers, arrays)
+SABOTAGE = Sabotage("the learned score is a tenth too weak", sys.modules[__name__], "_fit", _weaker)
 
 
-def _fit(score, loss, data, steps, batch, key, rate=3e-3):
-    optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
-    return train.fit(
-        loss, score, data, optimizer=optimizer, steps=steps, batch_size=batch, ema_decay=0.99, key=key, progress=False
-    ).ema  # fmt: skip
+@experiment
+def run(study, config, key):
+    linear_key, ring_key, world_key = jax.random.split(key, 3)
+    stages = [(_linear, linear_key), (_ring, ring_key)] + [(_world, world_key)] * (config.particles > 0)
+    for stage, stage_key in study.each(stages, "system"):
+        stage(study, config, stage_key)
 
 
-def _compare(name, found, reference, tolerance, source):
-    """Claims and numbers about one learned rate."""
-    off = float(found.total / reference - 1)
-    error = float(found.error / reference)
-    claims = [
-        at_most(f"{name}: learned rate off by", abs(off), tolerance, source, error),
-        at_most(
-            f"{name}: the system's share of it", abs(found.system / found.total), tolerance, "zero in a steady state"
-        ),
-    ]
-    key = name.replace(" ", "_").replace(",", "")
-    return claims, {f"{key}_rate": float(found.total), f"{key}_reference": float(reference)}
+def _fit(score, D, data, steps, batch_size, key, random=False):
+    """The score of the data by implicit matching, its divergence exact or by random vectors."""
+    loss = lambda score, batch, *, key: particles.implicit_loss(score, D, batch, key=key if random else None)
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
+    options = {"optimizer": optimizer, "steps": steps, "batch_size": batch_size, "ema_decay": 0.99}
+    return train.fit(loss, score, data, **options, key=key, progress=False).ema
+
+
+@eqx.filter_jit
+def _rates(drift, score, D, x):
+    return particles.entropy_production(drift, score, D, x)
+
+
+def _compare(study, name, found, reference, tolerance, source):
+    """Claims about one learned rate."""
+    off, error = abs(float(found.total / reference - 1)), float(found.error / reference)
+    study.at_most(f"{name}: learned rate off by", off, tolerance, source, error=error)
+    share = abs(found.system / found.total)
+    study.at_most(f"{name}: the system's share of it", share, tolerance, "zero in a steady state")
+    key = name.replace(" ", "_")
+    study.metrics |= {f"{key}_rate": found.total, f"{key}_reference": reference}
 
 
 # ---- linear
@@ -132,47 +115,37 @@ def _random_system(key, d):
     return jnp.eye(d) + A - A.T, jnp.exp(0.4 * jax.random.normal(b, (d,)))
 
 
-def _minus_product(t, x, M):
-    return -M @ x
-
-
-def _linear(config, key):
-    claims, numbers, rates = [], {}, []
+def _linear(study, config, key):
+    """Random linear systems, whose rate is known in closed form."""
+    rates = []
     for k in range(config.systems):
-        draw, init, sample_key, fit_key, fresh_key = jax.random.split(jax.random.fold_in(key, k), 5)
-        M, D = _random_system(draw, config.dim)
-        exact, S = linear_entropy_production(M, D)
+        draw_key, init, sample_key, fit_key, fresh_key = jax.random.split(jax.random.fold_in(key, k), 5)
+        M, D = _random_system(draw_key, config.dim)
+        exact, S = particles.linear_entropy_production(M, D)
         sample = lambda key, n, S=S: jax.random.normal(key, (n, config.dim)) @ jnp.linalg.cholesky(S).T
         net = nn.MLP(config.dim, width=config.width, depth=2, frequencies=None, key=init)
         data = sample(sample_key, 200 * config.batch_size)
-        net = _fit(net, partial(_linear_loss, D), data, config.steps, config.batch_size, fit_key)
-        drift = lambda t, x, args=None, M=M: _minus_product(t, x, M)
-        found = _rates(drift, net, D, sample(fresh_key, 50_000))
+        net = _fit(net, D, data, config.steps, config.batch_size, fit_key)
+        found = _rates(lambda t, x, args=None, M=M: -M @ x, net, D, sample(fresh_key, 50_000))
         source = f"Tr(M^T M S / D) - Tr M = {float(exact):.4f}"
-        more = _compare(f"linear {k}", found, exact, config.linear, source)
-        claims, numbers = claims + more[0], numbers | more[1]
+        _compare(study, f"linear {k}", found, exact, config.linear, source)
         rates.append((float(exact), float(found.total)))
-    return Result(tuple(claims), numbers, {"linear": np.asarray(rates)})
-
-
-def _linear_loss(D, net, batch, *, key):
-    return implicit_loss(net, D, batch)
-
-
-@eqx.filter_jit
-def _rates(drift, score, D, x):
-    return entropy_production(drift, score, D, x)
+    study.keep(linear=np.asarray(rates))
 
 
 # ---- the ring
 
-
-def _ring_drift(t, x, args=None):
-    """Of the displacement of two particles that repel with sin, and of half the difference of their propulsions."""
-    return jnp.stack([2 * jnp.sin(x[0]) + math.sqrt(2) * SPEED * x[1], -RATE * x[1]])
-
-
+SPEED, RATE, EPSILON = 1.5, 1.0, 0.3  # v_0, gamma, epsilon
 _RING_D = np.asarray([2 * EPSILON, RATE], np.float32)
+
+
+def _ring_drift(t, x, args=None, sin=jnp.sin):
+    """Of the displacement of two particles that repel with sin, and of half the difference of their propulsions."""
+    return 2 * sin(x[0]) + math.sqrt(2) * SPEED * x[1], -RATE * x[1]
+
+
+def _ring_field(t, x, args=None):
+    return jnp.stack(_ring_drift(t, x))
 
 
 class RingScore(eqx.Module):
@@ -184,42 +157,42 @@ class RingScore(eqx.Module):
         return self.net(t, jnp.stack([jnp.cos(x[0]), jnp.sin(x[0]), x[1]])) - jnp.stack([0 * x[0], x[1]])
 
 
-def _ring_loss(score, batch, *, key):
-    return implicit_loss(score, _RING_D, batch)
+def _snapshots(drift, D, x0, snapshots, warm, key):
+    """Half of the paths to learn from and the other half, (snapshots x paths / 2, ...) each, every half unit of time."""
+    every, dt = 100, 0.005
+    ts = dt * jnp.arange(every * (snapshots + warm) + 1.0)
+    dynamics = Dynamics(drift, lambda t, x, args: jnp.broadcast_to(jnp.asarray(np.sqrt(2 * D), x.dtype), x.shape))
+    xs = ensemble(dynamics, x0, ts, key=key, save_every=every).check().xs[warm + 1 :]
+    half = x0.shape[0] // 2
+    return [part.reshape(-1, *x0.shape[1:]) for part in (xs[:, :half], xs[:, half:])]
 
 
-def _ring(config, key):
+def _ring(study, config, key):
+    """Two active particles on a ring, against the Fokker-Planck equation on a grid."""
     init, start, noise_key, fit_key = jax.random.split(key, 4)
     x0 = jax.random.normal(start, (config.paths, 2)) + jnp.asarray([[math.pi, 0.0]])
-    every, dt = 100, 0.005
-    ts = dt * jnp.arange(every * (config.snapshots + 20) + 1.0)
-    dynamics = Dynamics(_ring_drift, lambda t, x, args: jnp.asarray(np.sqrt(2 * _RING_D), x.dtype))
-    xs = ensemble(dynamics, x0, ts, key=noise_key, save_every=every).check().xs[21:]  # ten times to forget the start
-    half = config.paths // 2
-    seen, fresh = xs[:, :half].reshape(-1, 2), xs[:, half:].reshape(-1, 2)
+    seen, fresh = _snapshots(_ring_field, _RING_D, x0, config.snapshots, 20, noise_key)
     score = RingScore(nn.MLP(3, width=config.width, depth=2, out_dim=2, frequencies=None, key=init))
-    score = _fit(score, _ring_loss, seen, config.steps, config.batch_size, fit_key)
-    found = _rates(_ring_drift, score, _RING_D, fresh)
-    numpy_drift = lambda x, g: (2 * np.sin(x) + math.sqrt(2) * SPEED * g, -RATE * g)
-    solve = lambda n: stationary_density(
-        numpy_drift, (2 * EPSILON, RATE), ((0, 2 * math.pi), (-6, 6)), (n, n), periodic=(True, False)
-    )  # fmt: skip
+    score = _fit(score, _RING_D, seen, config.steps, config.batch_size, fit_key)
+    found = _rates(_ring_field, score, _RING_D, fresh)
+    numpy_drift = lambda x, g: _ring_drift(0.0, (x, g), sin=np.sin)
+    box = ((0, 2 * math.pi), (-6, 6))
+    solve = lambda n: particles.stationary_density(
+        numpy_drift, (2 * EPSILON, RATE), box, (n, n), periodic=(True, False)
+    )
     grid, coarse = solve(config.grid), solve(config.grid // 2)
     reference = grid.entropy_production
-    claims, numbers = _compare("ring", found, reference, config.ring, f"Fokker-Planck on {config.grid}^2 cells")
+    _compare(study, "ring", found, reference, config.ring, f"Fokker-Planck on {config.grid}^2 cells")
     halved = abs(coarse.entropy_production / reference - 1)
-    claims.append(at_most("ring: the grid at half the resolution is off by", halved, config.ring / 5, "convergence"))
-    velocity = probability_velocity(_ring_drift, score, _RING_D)
+    study.at_most("ring: the grid at half the resolution is off by", halved, config.ring / 5, "convergence")
+    velocity = particles.probability_velocity(_ring_field, score, _RING_D)
     points = np.stack(np.meshgrid(grid.x, grid.y, indexing="ij"), -1).astype(np.float32)
-    v = np.asarray(jax.jit(jax.vmap(jax.vmap(lambda x: velocity(0.0, x))))(jnp.asarray(points)))
+    learned = np.asarray(jax.jit(jax.vmap(jax.vmap(lambda x: velocity(0.0, x))))(jnp.asarray(points)))
     # The rate by places: on the grid from the gradient of the density.
-    slopes = np.gradient(np.log(np.maximum(grid.density, 1e-300)), grid.x, grid.y)
-    exact = np.stack(
-        [b - D * s for b, D, s in zip(numpy_drift(*np.moveaxis(points, -1, 0)), _RING_D, slopes, strict=True)], -1
-    )
-    local = lambda v: np.sum(v**2 / _RING_D, axis=-1)
-    arrays = {"x": grid.x, "g": grid.y, "density": grid.density, "local": local(v), "local_grid": local(exact)}
-    return Result(tuple(claims), numbers, arrays)
+    slopes = np.asarray(np.gradient(np.log(np.maximum(grid.density, 1e-300)), grid.x, grid.y))
+    exact = np.stack(numpy_drift(*np.moveaxis(points, -1, 0)), -1) - _RING_D * np.moveaxis(slopes, 0, -1)
+    rate = lambda v: grid.density * np.sum(v**2 / _RING_D, axis=-1)
+    study.keep(grid=grid, by_place={"grid": rate(exact), "learned": rate(learned)}, world=None)
 
 
 # ---- 64 particles
@@ -282,67 +255,44 @@ class WorldScore(eqx.Module):
         return jax.vmap(one)(place, drive, force, change, place[near], drive[near])
 
 
-def _world_loss(score, batch, *, key):
-    return implicit_loss(score, _WORLD_D, batch, key=key)
-
-
-def _world(config, key):
+def _world(study, config, key):
+    """Many active particles, against the work of the drift."""
     init, start, noise_key, fit_key = jax.random.split(key, 4)
-    n, every, dt, warm = config.particles, 100, 0.005, 20
     place, drive = jax.random.split(start)
-    x0 = jnp.concatenate(
-        [_LENGTH * jax.random.uniform(place, (config.worlds, n, 2)), jax.random.normal(drive, (config.worlds, n, 2))], 2
-    )
-    ts = dt * jnp.arange(every * (warm + config.snapshots) + 1.0)
-    dynamics = Dynamics(_world_drift, lambda t, x, args: jnp.broadcast_to(jnp.asarray(np.sqrt(2 * _WORLD_D)), x.shape))
-    xs = ensemble(dynamics, x0, ts, key=noise_key, save_every=every).check().xs[warm + 1 :]
-    half = config.worlds // 2
-    seen, fresh = xs[:, :half].reshape(-1, n, 4), xs[:, half:].reshape(-1, n, 4)
+    n, shape = config.particles, (config.worlds, config.particles, 2)
+    x0 = jnp.concatenate([_LENGTH * jax.random.uniform(place, shape), jax.random.normal(drive, shape)], 2)
+    seen, fresh = _snapshots(_world_drift, _WORLD_D, x0, config.snapshots, 20, noise_key)
     score = WorldScore(config.width, init)
     before = _rates(_world_drift, score, _WORLD_D, fresh)
-    score = _fit(score, _world_loss, seen, config.world_steps, config.world_batch, fit_key)
+    score = _fit(score, _WORLD_D, seen, config.world_steps, config.world_batch, fit_key, random=True)
     found = _rates(_world_drift, score, _WORLD_D, fresh)
-    reference, error = jax.jit(lambda x: work_rate(_world_drift, _WORLD_D, x))(fresh)
-    name = f"{n} particles"
-    claims, numbers = _compare(name, found, reference, config.world, f"work of the drift {float(reference):.2f}")
-    untrained = abs(float(before.total / reference - 1))
-    numbers |= {"work_error": float(error), "untrained_off": untrained}
-    velocity = jax.vmap(lambda x: probability_velocity(_world_drift, score, _WORLD_D)(0.0, x))(fresh[-1:])[0]
-    free = 2 * _DRIVE**2 / _THERMAL
-    numbers |= {"rate_per_particle": float(found.total) / n, "rate_of_free_particle": free}
-    arrays = {
-        "world": np.asarray(fresh[-1]),
-        "world_local": np.asarray(jnp.sum(velocity**2 / _WORLD_D[None, :], axis=1)),
-    }
-    return Result(tuple(claims), numbers, arrays)
+    reference, error = jax.jit(lambda x: particles.work_rate(_world_drift, _WORLD_D, x))(fresh)
+    _compare(study, f"{n} particles", found, reference, config.world, f"work of the drift {float(reference):.2f}")
+    study.measure(work_error=error, untrained_off=abs(float(before.total / reference - 1)))
+    study.measure(rate_per_particle=float(found.total) / n, rate_of_free_particle=2 * _DRIVE**2 / _THERMAL)
+    velocity = particles.probability_velocity(_world_drift, score, _WORLD_D)(0.0, fresh[-1])
+    study.keep(world=fresh[-1], by_particle=jnp.sum(velocity**2 / _WORLD_D[None, :], axis=1))
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Linear rates, the density and local rate of the ring, and the map of the rate over particles."""
-    import matplotlib.pyplot as plt
-
-    arrays, numbers = result.arrays, result.metrics
-    count = 5 if "world" in arrays else 4
-    figure, axes = plt.subplots(1, count, figsize=(3.9 * count, 3.6), layout="constrained")
-    exact, learned = arrays["linear"].T
-    top = 1.15 * max(exact.max(), learned.max())
-    axes[0].plot([0, top], [0, top], "k", lw=1)
-    axes[0].plot(exact, learned, "o")
-    axes[0].set(xlabel="exact rate", ylabel="learned rate", title="linear, non-reciprocal")
-    x, g, density = arrays["x"], arrays["g"], arrays["density"]
-    image = axes[1].pcolormesh(x, g, density.T, shading="auto")
-    axes[1].set(xlabel="displacement", ylabel="propulsion g", ylim=(-4, 4), title="ring: density, grid")
-    figure.colorbar(image, ax=axes[1])
-    weighted = [density * arrays[k] for k in ("local_grid", "local")]
-    for axis, values, title in zip(axes[2:4], weighted, ("grid", "learned"), strict=True):
-        image = axis.pcolormesh(x, g, values.T, shading="auto", cmap="magma", vmin=0, vmax=weighted[0].max())
-        axis.set(xlabel="displacement", ylim=(-4, 4), title=f"ring: rate by place, {title}")
+    d = result.data
+    figure, axes = draw.panels(1, 4 if d.world is None else 5, width=3.9, height=3.6)
+    linear, ring = axes[0], axes[1:4]
+    draw.theory(linear, [0, 1.15 * d.linear.max()], [0, 1.15 * d.linear.max()])
+    draw.measured(linear, *d.linear.T)
+    draw.label(linear, "linear, non-reciprocal", "exact rate", "learned rate")
+    top = d.by_place["grid"].max()
+    maps = [(d.grid.density, "density, grid", None, "viridis")]
+    maps += [(values, f"rate by place, {name}", top, "magma") for name, values in d.by_place.items()]
+    for axis, (values, title, most, colours) in zip(ring, maps, strict=True):
+        image = axis.pcolormesh(d.grid.x, d.grid.y, values.T, shading="auto", cmap=colours, vmin=0, vmax=most)
+        draw.label(axis, f"ring: {title}", "displacement", "propulsion g", ylim=(-4, 4))
         figure.colorbar(image, ax=axis)
-    if "world" in arrays:
-        world, local = arrays["world"], arrays["world_local"]
-        place = world[:, :2] % _LENGTH
-        dots = axes[4].scatter(*place.T, c=local, cmap="viridis", s=90)
-        axes[4].quiver(*place.T, *world[:, 2:].T, color="0.3", width=0.005)
-        axes[4].set(aspect="equal", title=f"rate of each particle, mean {numbers['rate_per_particle']:.2f}")
-        figure.colorbar(dots, ax=axes[4])
+    for world in axes[4:]:
+        place, drive = np.split(np.asarray(d.world), 2, axis=1)
+        dots = world.scatter(*place.T % _LENGTH, c=d.by_particle, s=90)
+        world.quiver(*place.T % _LENGTH, *drive.T, color="0.3", width=0.005)
+        world.set(aspect="equal", title=f"rate of each particle, mean {d.by_particle.mean():.2f}")
+        figure.colorbar(dots, ax=world)
     return figure

@@ -16,16 +16,17 @@ for mean field Langevin dynamics (2022).
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from physml import metrics, particles
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.recipes._result import Info, Result, at_least, at_most, close_to
+from physml import particles
+from physml.metrics import mmd, power_law
+from physml.particles import Particles
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes.particles import _stationary
+from physml.recipes.particles._stationary import stationary
 
 INFO = Info(
     paper="Fu and Wilson, Mean-field underdamped Langevin dynamics and its spacetime discretization (2024)",
@@ -35,19 +36,19 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
-    sizes: tuple[int, ...] = (4, 8, 16, 32, 64)
-    copies: int = 4096  # independent systems
-    moves: int = 2000
+    sizes: tuple[int, ...] = setting((4, 8, 16, 32, 64), least=2, length=2)
+    copies: int = setting(4096, least=2)  # independent systems
+    moves: int = setting(2000, least=2)
     step_size: float = 0.05
     a: float = 0.5
     kappa: float = 2.0
     temperature: float = 0.7
     mmd_particles: int = 500
     mmd_moves: int = 4000
-    width: int = 400
+    width: int = setting(400, least=2)
     network_moves: int = 4000
     network_points: int = 200
     # the bounds of the claims
@@ -55,16 +56,20 @@ class Config:
     mmd_ratio: float = 2.0
     loss_left: float = 0.1
 
-    def __post_init__(self):
-        if len(self.sizes) < 2 or min(*self.sizes, self.copies, self.moves, self.width) < 2 or self.step_size <= 0:
-            raise ValueError(f"config needs two sizes of at least 2 particles and positive steps, got {self}")
-
 
 PAPER = Config()
 SMOKE = Config(
     sizes=(4, 16), copies=1024, moves=300, mmd_particles=100, mmd_moves=800, width=50, network_moves=800,
     network_points=50, slope_tolerance=0.4, mmd_ratio=3.0, loss_left=0.4,
 )  # fmt: skip
+
+
+def _weaker(exact):
+    weak = lambda kernel: dataclasses.replace(kernel, energy=lambda x: 0.95 * kernel.energy(x))
+    return lambda kernel, *arguments, **options: exact(weak(kernel), *arguments, **options)
+
+
+SABOTAGE = Sabotage("the forces between particles are 5% weaker than their law's", _stationary, "run_chains", _weaker)
 
 
 def quadratic(config: Config):
@@ -77,146 +82,108 @@ def quadratic(config: Config):
     return functional
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """All four parts."""
+@experiment
+def run(study, config, key):
     keys = jax.random.split(key, 4)
-    claims, metrics_, arrays = [], {}, {}
-    with progress_bar(2 * len(config.sizes) + 2, "mean field", "system", show=progress) as bar:
-        for kind in ("overdamped", "underdamped"):
-            rows = []
-            for i, n in enumerate(config.sizes):
-                rows.append(_chaos(config, kind, n, jax.random.fold_in(keys[0], i)))
-                bar.update()
-            table = {column: np.asarray([row[column] for row in rows]) for column in rows[0]}
-            arrays |= {f"{kind} {column}": value for column, value in table.items()}
-            worst = np.max(np.abs(table["value"] - table["exact"]) / table["error"])
-            claims.append(at_most(f"{kind}: largest |z| of a variance over N", worst, 5, "the exact discrete law"))
-            slope, error = _slope(np.asarray(config.sizes), table["value"] - table["limit"], table["error"])
-            claims.append(
-                close_to(f"{kind}: power of N in the gap to the limit", slope, -1, config.slope_tolerance, "1/N", error)
-            )
-            told = np.max((table["value"] - table["limit"]) / table["error"])
-            claims.append(at_least(f"{kind}: gap over its error", told, 5, "resolved"))
-        arrays["sizes"] = np.asarray(config.sizes)
-        arrays |= (ring := _ring(config, keys[1]))
-        claims.append(
-            at_most("MMD^2 of the particles over that of a fresh sample", ring["ratio"], config.mmd_ratio, "a sample")
-        )
-        bar.update()
-        arrays |= (net := _network(config, keys[2]))
-        left = net["loss"][-1] / net["loss"][0]
-        claims.append(at_most("two-layer network: loss left", left, config.loss_left, "of that at the start"))
-        bar.update()
-    metrics_ |= {c.quantity: c.value for c in claims}
-    return Result(tuple(claims), metrics_, {k: np.asarray(v) for k, v in arrays.items()})
+    study.keep(sizes=config.sizes, chaos={})
+    stages = [(_chaos, keys[0], "overdamped"), (_chaos, keys[0], "underdamped"), (_ring, keys[1]), (_network, keys[2])]
+    for stage, *arguments in study.each(stages, "stage"):
+        stage(study, config, *arguments)
 
 
-def _chaos(config, kind, n, key):
-    """Variance of one of n particles over many copies of the system, and its exact values."""
+def _chaos(study, config, key, kind):
+    """Variance of one of n particles over many copies of the system, for every n, and its exact values."""
     functional, h, T = quadratic(config), config.step_size, config.temperature
     if kind == "overdamped":
         kernel = particles.mean_field_langevin(functional, h, T)
     else:
         kernel = particles.underdamped_mean_field(functional, h, 1.0, T)
     # Burn in for fifteen relaxation times of the slowest mode, the mean.
-    burn = int(15 / (config.a * h))
-    square = lambda x: jnp.mean(x**2)
-    start = jnp.zeros((config.copies, n, 1))
-    warm = particles.run_chains(kernel, start, burn, key=key, thin=burn, stats=False).state
-    again = particles.run_chains(
-        kernel, warm, config.moves, key=jax.random.fold_in(key, 1), keep=False, observe=square
-    ).check()
-    value = float(again.stats.mean)
-    error = float(jnp.sqrt(again.stats.variance / again.stats.ess))
+    burn, rows = int(15 / (config.a * h)), []
+    for i, n in enumerate(config.sizes):
+        start, one_key = jnp.zeros((config.copies, n, 1)), jax.random.fold_in(key, i)
+        rows.append(stationary(kernel, start, config.moves, _square, key=one_key, burn=burn)[0])
+    value, error = np.transpose(rows)
     with jax.enable_x64(True):
         wide = dataclasses.replace(kernel, step_size=jnp.float64(h), temperature=jnp.float64(T))
-        exact = float(particles.stationary_covariance(wide, jnp.zeros((n, 1)))[0, 0])
+        variance = lambda kernel, x: float(particles.stationary_covariance(kernel, x)[0, 0])
+        exact = np.asarray([variance(wide, jnp.zeros((n, 1))) for n in config.sizes])
         # One particle that feels the limit's mean, zero: the same kernel with the interaction as a confinement.
         alone = lambda x: 0.5 * (config.a + config.kappa) * jnp.sum(x**2)
-        wide = dataclasses.replace(wide, energy=alone)
-        limit = float(particles.stationary_covariance(wide, jnp.zeros(1))[0, 0])
-    return {"value": value, "error": error, "exact": exact, "limit": limit}
+        limit = variance(dataclasses.replace(wide, energy=alone), jnp.zeros(1))
+    worst = np.max(np.abs(value - exact) / error)
+    study.at_most(f"{kind}: largest |z| of a variance over N", worst, 5, "the exact discrete law")
+    gap = value - limit
+    power = power_law(config.sizes, np.abs(gap), error)[0]
+    study.near(f"{kind}: power of N in the gap to the limit", power, -1, "1/N", atol=config.slope_tolerance)
+    study.at_least(f"{kind}: gap over its error", np.max(gap / error), 5, "resolved")
+    study.data.chaos[kind] = (gap, error, exact - limit)
 
 
-def _slope(n, gap, error):
-    weight = np.abs(gap) / error
-    design = np.stack([np.log(n), np.ones(len(n))], 1) * weight[:, None]
-    cov = np.linalg.inv(design.T @ design)
-    return (cov @ design.T @ (np.log(np.abs(gap)) * weight))[0], np.sqrt(cov[0, 0])
+def _square(x):
+    return jnp.mean(x**2)
 
 
-def _ring(config, key):
+def _ring(study, config, key):
     """Particles that minimise the squared MMD to samples of a ring."""
     data_key, start_key, run_key, fresh_key = jax.random.split(key, 4)
     n = config.mmd_particles
 
-    def draw(key, n):
+    def sample(key, n):
         angle_key, width_key = jax.random.split(key)
         angle = 2 * jnp.pi * jax.random.uniform(angle_key, (n,))
         return (2 + 0.2 * jax.random.normal(width_key, (n,)))[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1)
 
-    target = particles.Particles(draw(data_key, 2000))
+    target = Particles(sample(data_key, 2000))
     attract = particles.PairSum(lambda x, y: jnp.exp(-jnp.sum((x - y) ** 2) / 2))
 
     def functional(mu):
         x, w = mu.nodes()
         return jnp.sum(w * (0.5 * attract(x, mu) - attract(x, target)))
 
-    temperature = 1e-4
-    kernel = particles.mean_field_langevin(functional, 0.5, temperature)
+    kernel = particles.mean_field_langevin(functional, 0.5, temperature=1e-4)
     start = 0.3 * jax.random.normal(start_key, (n, 2)) + jnp.asarray([[1.0, 0.0]])
     out = particles.run(kernel, start, config.mmd_moves, key=run_key, thin=config.mmd_moves // 20, stats=False).check()
-    check = draw(fresh_key, 4000)
-    score = lambda x: float(metrics.mmd(x, check, bandwidths=1.0))
-    floor = np.mean([score(draw(jax.random.fold_in(fresh_key, i), n)) for i in range(10)])
-    scores = np.asarray([score(x) for x in out.samples])
-    return {"ring": out.samples, "ring target": check, "mmd": scores, "ratio": scores[-1] / floor, "mmd floor": floor}
+    check = sample(fresh_key, 4000)
+    score = lambda x: float(mmd(x, check, bandwidths=1.0))
+    floor = np.mean([score(sample(jax.random.fold_in(fresh_key, i), n)) for i in range(10)])
+    scores = [score(x) for x in out.samples]
+    quantity = "MMD^2 of the particles over that of a fresh sample"
+    study.at_most(quantity, scores[-1] / floor, config.mmd_ratio, "a sample")
+    study.keep(ring=out.samples[-1], target=check, scores=scores, floor=floor)
 
 
-def _network(config, key):
-    """Two-layer regression by particles (w, b, c); the trace of the loss."""
+def _network(study, config, key):
+    """Two-layer regression by particles (w, b, c)."""
     data_key, start_key, run_key = jax.random.split(key, 3)
     z = jax.random.uniform(data_key, (config.network_points, 1), minval=-2.0, maxval=2.0)
     y = jnp.sin(3 * z[:, 0]) * jnp.exp(-jnp.abs(z[:, 0]))
     unit = lambda p: 10.0 * jnp.tanh(p[2]) * jnp.tanh(z @ p[:1] + p[1])
-
-    def loss(measure):
-        return 0.5 * jnp.mean((measure.expect(unit) - y) ** 2)
-
+    loss = lambda measure: 0.5 * jnp.mean((measure.expect(unit) - y) ** 2)
     functional = lambda measure: loss(measure) + 1e-4 * measure.expect(lambda p: jnp.sum(p**2))
     kernel = particles.mean_field_langevin(functional, 0.05, 1e-5)
-    start = 1.5 * jax.random.normal(start_key, (config.width, 3))
-    observe = lambda x: {"loss": loss(particles.Particles(x)), "fit": particles.Particles(x).expect(unit)}
-    out = particles.run(
-        kernel, start, config.network_moves, key=run_key, thin=config.network_moves // 50, observe=observe, stats=False
-    ).check()
-    first = loss(particles.Particles(start))
-    order = jnp.argsort(z[:, 0])
-    losses = jnp.concatenate([first[None], out.samples["loss"]])
-    return {"loss": losses, "inputs": z[order, 0], "targets": y[order], "fit": out.samples["fit"][-1][order]}
+    start, moves = 1.5 * jax.random.normal(start_key, (config.width, 3)), config.network_moves
+    end = Particles(particles.run(kernel, start, moves, key=run_key, keep=False, stats=False).check().state.position)
+    left = loss(end) / loss(Particles(start))
+    study.at_most("two-layer network: loss left", left, config.loss_left, "of that at the start")
+    study.keep(inputs=z[:, 0], targets=y, fit=end.expect(unit))
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """The gap to the limit over N, the ring, and the network."""
-    import matplotlib.pyplot as plt
-
-    a = result.arrays
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.7), layout="constrained")
-    for i, kind in enumerate(("overdamped", "underdamped")):
-        gap = a[f"{kind} value"] - a[f"{kind} limit"]
-        axes[0].errorbar(a["sizes"], gap, 3 * a[f"{kind} error"], fmt="o", color=f"C{i}", ms=4, label=kind)
-        axes[0].plot(a["sizes"], a[f"{kind} exact"] - a[f"{kind} limit"], "-", color=f"C{i}", lw=1)
-    axes[0].set(
-        xscale="log", yscale="log", xlabel="N", ylabel="variance - limit", title="lines: the exact discrete law"
-    )
-    axes[0].legend(fontsize=8)
-    axes[1].plot(*a["ring target"].T, ".", color="0.8", ms=2)
-    axes[1].plot(*a["ring"][-1].T, ".", color="C3", ms=3)
-    axes[1].set(title="MMD flow to a ring", aspect="equal")
-    axes[2].semilogy(a["mmd"], color="C0")
-    axes[2].axhline(a["mmd floor"], color="0.5", ls="--")
-    axes[2].set(xlabel="saved moves", title="MMD², dashed a fresh sample")
-    axes[3].plot(a["inputs"], a["targets"], "k.", ms=3)
-    axes[3].plot(a["inputs"], a["fit"], color="C0")
-    axes[3].set(title="two-layer network", xlabel="z")
+    d = result.data
+    figure, (chaos, ring, flow, network) = draw.panels(1, 4, width=3.75)
+    for i, (kind, (gap, error, exact)) in enumerate(d.chaos.items()):
+        draw.measured(chaos, d.sizes, gap, error, color=f"C{i}", label=kind)
+        draw.theory(chaos, d.sizes, exact, color=f"C{i}")
+    draw.label(chaos, "lines: the exact discrete law", "N", "variance - limit", log="xy")
+    draw.cloud(ring, d.target, color="0.8")
+    draw.cloud(ring, d.ring, "MMD flow to a ring", size=3, color="C3", alpha=1)
+    flow.plot(d.scores)
+    flow.axhline(d.floor, color="0.5", ls="--")
+    draw.label(flow, "MMD², dashed a fresh sample", "saved moves", log="y")
+    network.plot(d.inputs, d.targets, "k.", ms=3)
+    order = np.argsort(d.inputs)
+    network.plot(d.inputs[order], d.fit[order])
+    draw.label(network, "two-layer network", "z", "f(z)")
     return figure

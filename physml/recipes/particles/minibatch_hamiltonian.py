@@ -10,18 +10,16 @@ against the exact one, and its slope in h is the weak order, with an error bar.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import solve_discrete_lyapunov
 
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.particles.chains.run import run_chains
-from physml.particles.kernels.minibatch import MinibatchEnergy, sghmc
-from physml.recipes._result import Info, Result, at_least, at_most, close_to
+from physml.metrics import power_law
+from physml.particles.kernels.minibatch import MinibatchEnergy, StochasticGradient, sghmc
+from physml.recipes import Info, Sabotage, Settings, draw, experiment
+from physml.recipes.particles._stationary import stationary
 
 INFO = Info(
     paper="Franzese, Milios, Filippone and Michiardi, Hamiltonian SDEs with minibatches",
@@ -38,10 +36,10 @@ ORDERS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
-    cases: tuple[tuple[Any, str], ...] = tuple(ORDERS)
+    cases: tuple[tuple[str, str], ...] = tuple(ORDERS)
     data: int = 8
     batch_size: int = 2
     friction: float = 1.0
@@ -51,18 +49,33 @@ class Config:
     z: float = 4.0
     gain: float = 0.75
 
-    def __post_init__(self):
-        unknown = set(self.cases) - set(ORDERS)
-        if unknown:
-            raise ValueError(f"config.cases must be pairs of {list(ORDERS)}; got {sorted(unknown)}")
-        if self.data % self.batch_size or self.moves % (4 * self.data // self.batch_size):
-            raise ValueError(f"batch_size must divide data, and 4 data/batch_size the moves; got {self}")
+    def rules(self):
+        return (
+            (set(self.cases) <= set(ORDERS), f"cases are pairs of {list(ORDERS)}"),
+            (self.data % self.batch_size == 0, "batch_size divides data"),
+            (self.moves % (4 * self.data // self.batch_size) == 0, "4 data/batch_size divides moves"),
+        )
 
 
 PAPER = Config()
 SMOKE = Config(
     cases=(("OBABO", "replacement"), ("OBABO", "shuffled")), steps=(0.2, 0.4), chains=2000, moves=1200, gain=0.4
 )
+
+
+def _in_order(exact):
+    """Epochs that see the data in the order in which they are stored."""
+
+    def draw(self, key, position, lanes):
+        xi, order = exact(self, key, position, lanes)
+        if self.shuffle:
+            order = jnp.sort(order.reshape(-1, *order.shape[2:]), axis=0).reshape(order.shape)
+        return xi, order
+
+    return draw
+
+
+SABOTAGE = Sabotage("the batches of an epoch come in a fixed order", StochasticGradient, "draw", _in_order)
 
 
 def data(n: int) -> np.ndarray:
@@ -78,36 +91,26 @@ def term(x, z):
 
 def exact_variance(scheme: str, mode: str, h: float, friction: float, n_data: int, n: int) -> float:
     """Stationary variance of x for unit frequency and temperature, from 2 x 2 matrices."""
-    m, v, g = np.eye(2), np.zeros(2), np.zeros((2, 2))
-
-    def then(matrix, push=0.0, spread=0.0):
-        nonlocal m, v, g
-        m, v = matrix @ m, matrix @ v + np.array([0.0, push])
-        g = matrix @ g @ matrix.T + np.diag([0.0, spread])
-
+    # Matrix on (x, p), push of p by a batch, variance that p gains.
+    decay = lambda t: np.exp(-friction * t)
+    parts = {
+        "A": lambda t: ([[1, t], [0, 1]], 0.0, 0.0),
+        "B": lambda t: ([[1, 0], [-t, 1]], t, 0.0),
+        "O": lambda t: ([[1, 0], [0, decay(t)]], 0.0, 1 - decay(t) ** 2),
+    }
     if scheme == "euler":
-        then(np.array([[1, 0], [-h, 1 - friction * h]]), h, 2 * friction * h)
-        then(np.array([[1, h], [0, 1]]))
+        factors = [([[1, 0], [-h, 1 - friction * h]], h, 2 * friction * h), parts["A"](h)]
     else:
-        for letter in scheme:
-            t = h / scheme.count(letter)
-            if letter == "A":
-                then(np.array([[1, t], [0, 1]]))
-            elif letter == "B":
-                then(np.array([[1, 0], [-t, 1]]), t)
-            else:
-                c = np.exp(-friction * t)
-                then(np.diag([1, c]), 0.0, 1 - c**2)
-    scatter = data(n_data).var() / n
-    if mode == "full":
-        return solve_discrete_lyapunov(m, g)[0, 0]
-    if mode == "replacement":
-        return solve_discrete_lyapunov(m, g + scatter * np.outer(v, v))[0, 0]
-    count = n_data // n
+        factors = [parts[letter](h / scheme.count(letter)) for letter in scheme]
+    m, v, g = np.eye(2), np.zeros(2), np.zeros((2, 2))
+    for matrix, push, gain in factors:
+        m, v = matrix @ m, matrix @ v + [0.0, push]
+        g = matrix @ g @ np.transpose(matrix) + np.diag([0.0, gain])
+    # An epoch of batches, whose offsets add up to nothing; all data are an epoch of one batch.
+    count, scatter = 1 if mode == "replacement" else n_data // n, data(n_data).var()
+    covariance = scatter / (n_data - 1) * (count * np.eye(count) - 1) if mode != "replacement" else [[scatter / n]]
     powers = [np.linalg.matrix_power(m, k) for k in range(count)]
     responses = np.stack([p @ v for p in powers], 1)
-    covariance = np.full((count, count), -data(n_data).var() / (n_data - 1))
-    np.fill_diagonal(covariance, scatter * (n_data - n) / (n_data - 1))
     noise = sum(p @ g @ p.T for p in powers) + responses @ covariance @ responses.T
     return solve_discrete_lyapunov(powers[-1] @ m, noise)[0, 0]
 
@@ -116,90 +119,65 @@ def _square(x):
     return x**2
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Every case at every step."""
-    n = config.data
-    z = jnp.asarray(np.stack([data(n), np.full(n, 1 / n)], 1), jnp.float32)
-    claims, numbers, arrays = [], {}, {"steps": np.asarray(config.steps)}
-    with progress_bar(len(config.cases) * len(config.steps), "orders", "run", show=progress) as bar:
-        for i, (scheme, mode) in enumerate(config.cases):
-            size = n if mode == "full" else config.batch_size
-            epoch = n // config.batch_size if mode == "shuffled" else 1
-            energy = MinibatchEnergy(term, z, size)
-            rows = []
-            for j, h in enumerate(config.steps):
-                draw = jax.random.fold_in(jax.random.fold_in(key, i), j)
-                kernel = sghmc(energy, h, config.friction, scheme=scheme, shuffle=mode != "replacement")
-                x0 = jax.random.normal(jax.random.fold_in(draw, 0), (config.chains, 1))
-                moves = config.moves // epoch
-                burn = run_chains(kernel, x0, moves // 4, key=draw, stats=False, keep=False, thin=moves // 4)
-                out = run_chains(
-                    kernel, burn.state, moves, key=jax.random.fold_in(draw, 1), thin=max(1, 4 // epoch), keep=False, observe=_square
-                )  # fmt: skip
-                assert out.stats is not None
-                value, error = float(out.stats.mean[0]), float(np.sqrt(out.stats.variance[0] / out.stats.ess[0]))
-                rows.append((value - 1, error, exact_variance(scheme, mode, h, config.friction, n, size) - 1))
-                bar.update()
-            name, table = f"{scheme}, {mode}", np.asarray(rows)
-            arrays[f"errors_{name}"] = table
-            worst = np.max(np.abs(table[:, 0] - table[:, 2]) / table[:, 1])
-            claims.append(
-                at_most(
-                    f"{name}: variance of x against the exact one",
-                    worst,
-                    config.z,
-                    "largest difference in standard errors",
-                )
-            )
-            order = ORDERS[scheme, mode]
-            if order is not None:
-                slope, error = _slope(np.log(config.steps), table[:, 0], table[:, 1])
-                numbers[f"slope_{name}"] = slope
-                there, _ = _slope(np.log(config.steps), table[:, 2], table[:, 1])
-                source = (
-                    f"slope of the exact error at these steps, {order} as h -> 0; within {config.z:g} standard errors"
-                )
-                claims.append(close_to(f"{name}: weak order", slope, there, config.z * error, source, error))
+@experiment
+def run(study, config, key):
+    study.keep(steps=config.steps, tables={})
+    slopes = {case: _case(study, config, case, jax.random.fold_in(key, i))
+              for i, case in enumerate(study.each(config.cases, "case"))}  # fmt: skip
     for scheme in ("OBABO", "BAOAB"):
-        shuffled, replacement = (numbers.get(f"slope_{scheme}, {mode}") for mode in ("shuffled", "replacement"))
-        if shuffled is not None and replacement is not None:
-            what = f"{scheme}: order that shuffling restores"
-            claims.append(at_least(what, shuffled - replacement, config.gain, "1 for batches of any kind, as h -> 0"))
-    return Result(tuple(claims), numbers, arrays)
+        if {(scheme, "shuffled"), (scheme, "replacement")} <= set(slopes):
+            gain = slopes[scheme, "shuffled"] - slopes[scheme, "replacement"]
+            source = "1 for batches of any kind, as h -> 0"
+            study.at_least(f"{scheme}: order that shuffling restores", gain, config.gain, source)
 
 
-def _slope(log_h, value, error):
-    """Slope of ln|value| by weighted least squares, and its standard error."""
-    y, weight = np.log(np.abs(value)), (np.abs(value) / error) ** 2
-    centre = np.sum(weight * log_h) / np.sum(weight)
-    spread = np.sum(weight * (log_h - centre) ** 2)
-    return np.sum(weight * (log_h - centre) * y) / spread, spread**-0.5
+def _case(study, config, case, key):
+    """Errors of the variance at every step, and their order."""
+    (scheme, mode), n = case, config.data
+    rows = jnp.asarray(np.stack([data(n), np.full(n, 1 / n)], 1), jnp.float32)
+    size = n if mode == "full" else config.batch_size
+    epoch = n // size if mode == "shuffled" else 1
+    energy, moves = MinibatchEnergy(term, rows, size), config.moves // epoch
+    table = []
+    for j, h in enumerate(config.steps):
+        draw_key = jax.random.fold_in(key, j)
+        kernel = sghmc(energy, h, config.friction, scheme=scheme, shuffle=mode != "replacement")
+        x0 = jax.random.normal(jax.random.fold_in(draw_key, 0), (config.chains, 1))
+        thin = max(1, 4 // epoch)
+        found, _ = stationary(kernel, x0, moves, _square, key=draw_key, burn=moves // 4, thin=thin)
+        exact = exact_variance(scheme, mode, h, config.friction, n, size)
+        table.append((found.value[0] - 1, found.error[0], exact - 1))
+    value, error, exact = np.transpose(table)
+    name = f"{scheme}, {mode}"
+    worst = np.max(np.abs(value - exact) / error)
+    quantity = f"{name}: variance of x against the exact one"
+    study.at_most(quantity, worst, config.z, "largest difference in standard errors")
+    order, slope = ORDERS[case], np.nan
+    if order is not None:
+        power, _ = power_law(config.steps, np.abs(value), error)
+        there, _ = power_law(config.steps, np.abs(exact), error)
+        source = f"slope of the exact error at these steps, {order} as h -> 0; within {config.z:g} standard errors"
+        study.near(f"{name}: weak order", power, there.value, source, sigmas=config.z)
+        slope = power.value
+    study.data.tables[case] = (value, error, exact, slope)
+    return slope
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Error of the variance against the step, measured and exact, for each way to take batches."""
-    import matplotlib.pyplot as plt
-
-    arrays = result.arrays
-    names = [k.removeprefix("errors_") for k in arrays if k.startswith("errors_")]
-    modes = list(dict.fromkeys(name.split(", ")[1] for name in names))
-    figure, axes = plt.subplots(
-        1, len(modes), figsize=(4 * len(modes), 3.8), layout="constrained", sharey=True, squeeze=False
-    )
-    h = arrays["steps"]
-    for axis, mode in zip(axes[0], modes, strict=True):
-        for name in (name for name in names if name.endswith(mode)):
-            value, error, exact = arrays[f"errors_{name}"].T
-            scheme = name.split(", ")[0]
-            slope = result.metrics.get(f"slope_{name}")
-            label = scheme + ("" if slope is None else f", order {slope:.2f}")
-            color = f"C{('OBABO', 'BAOAB', 'euler').index(scheme)}"
-            axis.errorbar(h, np.abs(value), error, fmt="o", color=color, label=label)
-            if np.abs(exact).max() > 1e-9:
-                axis.plot(h, np.abs(exact), color=color)
-        axis.set(xscale="log", yscale="log", xlabel="step", title=mode, ylim=(3e-4, 1))
+    h, tables = result.data.steps, result.data.tables
+    modes = list(dict.fromkeys(mode for _, mode in tables))
+    figure, axes = draw.panels(1, len(modes), sharey=True, squeeze=False)
+    axes = dict(zip(modes, axes[0], strict=True))
+    for (scheme, mode), (value, error, exact, slope) in tables.items():
+        style = {"color": f"C{('OBABO', 'BAOAB', 'euler').index(scheme)}"}
+        name = f"{scheme}, order {slope:.2f}" if np.isfinite(slope) else scheme
+        draw.measured(axes[mode], h, np.abs(value), error, sigmas=1, label=name, **style)
+        if np.abs(exact).max() > 1e-9:
+            draw.theory(axes[mode], h, np.abs(exact), **style)
+    for mode, axis in axes.items():
+        draw.label(axis, mode, "step", "|error of the variance of x|; lines: exact", log="xy", ylim=(3e-4, 1))
         axis.set_xticks(h, [f"{x:g}" for x in h])
         axis.minorticks_off()
-        axis.legend(fontsize=8)
-    axes[0, 0].set_ylabel("|error of the variance of x|; lines: exact")
+        axis.label_outer()
     return figure

@@ -15,17 +15,15 @@ zero at the equilibrium alone. The exploitability of the starting laws says what
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from physml import particles
-from physml.core.progress import progress_bar
-from physml.core.types import Key
 from physml.particles import Game, Histogram, Players
-from physml.recipes._result import Info, Result, at_least, at_most
+from physml.particles.kernels.game import AbstractPlay
+from physml.recipes import Info, Sabotage, Settings, draw, experiment
 
 INFO = Info(
     paper="Kim et al., Symmetric mean-field Langevin dynamics (2024); Lu, Two-scale gradient descent ascent (2023)",
@@ -35,7 +33,7 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
     particles: int = 1000
@@ -54,13 +52,14 @@ class Config:
     variance_tolerance: float = 0.06  # relative, beyond the exact effect of the step
     exploit_left: float = 0.02  # of the exploitability of the start
 
-    def __post_init__(self):
-        if min(self.particles, self.moves, self.slots, self.inner, self.grid) < 1 or self.step_size <= 0:
-            raise ValueError(f"sizes and the step must be positive, got {self}")
-
 
 PAPER = Config()
 SMOKE = Config(particles=200, moves=250, step_size=0.05, slots=4, grid=81, variance_tolerance=0.2, exploit_left=0.15)
+
+SABOTAGE = Sabotage(
+    "on two time scales the noise of the fast player does not know of its speed", AbstractPlay, "_langevin",
+    lambda exact: lambda self, at, drift, xi, ratio=1.0: exact(self, at, drift, Players(xi.x, xi.y / ratio**0.5), ratio),
+)  # fmt: skip
 
 
 def _kernels(config, game):
@@ -95,93 +94,74 @@ def nonconvex_game(config: Config) -> Game:
     return Game(payoff, confine, confine, T)
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Play both games with every kernel."""
-    claims: list = []
-    metrics: dict[str, float] = {}
-    arrays: dict[str, np.ndarray] = {}
-    edges = np.linspace(-3.5, 3.5, config.grid + 1)
-    grid = jnp.asarray((edges[1:] + edges[:-1])[:, None] / 2, jnp.float32)
-    arrays["grid"] = np.asarray(grid[:, 0])
+@experiment
+def run(study, config, key):
     x_key, y_key, run_key = jax.random.split(key, 3)
-    n = config.particles
-    start = Players(1.5 + 0.3 * jax.random.normal(x_key, (n, 1)), -1.0 + 0.3 * jax.random.normal(y_key, (n, 1)))
-    with progress_bar(8, "games", "play", show=progress) as bar:
-        for g, (title, game) in enumerate((("Gaussian", gaussian_game(config)), ("nonconvex", nonconvex_game(config)))):
-            mu, nu = particles.gibbs_equilibrium(game, grid, grid)
-            arrays |= {f"{title} mu": np.asarray(mu.p), f"{title} nu": np.asarray(nu.p)}
-            initial = _exploit(game, grid, edges, start.x[None], start.y[None])
-            at_equilibrium = float(particles.exploitability(game, mu, nu))
-            metrics |= {f"{title} start": initial, f"{title} equilibrium": at_equilibrium}
-            for i, (name, kernel) in enumerate(_kernels(config, game).items()):
-                moves = (
-                    config.moves
-                    // (config.inner if name == "best response" else 1)
-                    * (4 if name == "best response" else 1)
-                )
-                out = particles.run(
-                    kernel, start, moves, key=jax.random.fold_in(run_key, 10 * g + i), stats=False
-                ).check()
-                later = jax.tree.map(lambda s, m=moves: np.asarray(s[m // 2 :]), out.samples)
-                left = _exploit(game, grid, edges, later.x, later.y)
-                metrics[f"{title} {name}"] = left
-                claims.append(
-                    at_most(
-                        f"{title}, {name}: exploitability over that of the start", left / initial,
-                        config.exploit_left, "0 at the equilibrium",
-                    )
-                )  # fmt: skip
-                if title == "Gaussian":
-                    for player, samples, k in (("x", later.x, config.a), ("y", later.y, config.c)):
-                        h = config.step_size * (config.ratio if name == "two scales" and player == "y" else 1)
-                        # Deviations from the players' mean follow a discrete Ornstein-Uhlenbeck process.
-                        exact = config.temperature / (k * (1 - k * h / 2)) * (1 - 1 / n)
-                        value = float(np.mean(np.var(samples, axis=1)))
-                        claims.append(
-                            at_most(
-                                f"{title}, {name}: variance of {player}, relative error", abs(value / exact - 1),
-                                config.variance_tolerance, "T / (k (1 - k h / 2))",
-                            )
-                        )  # fmt: skip
-                trace = jax.tree.map(lambda s: np.asarray(s).mean((1, 2)), out.samples)
-                arrays |= {f"{title} {name} mean x": trace.x, f"{title} {name} mean y": trace.y}
-                arrays |= {
-                    f"{title} {name} mu": _histogram(later.x, edges),
-                    f"{title} {name} nu": _histogram(later.y, edges),
-                }
-                bar.update()
-    claims.append(
-        at_least("nonconvex: exploitability of the start", metrics["nonconvex start"], 0.3, "far from equilibrium")
-    )
-    return Result(tuple(claims), metrics, arrays)
+    cloud = lambda key, centre: centre + 0.3 * jax.random.normal(key, (config.particles, 1))
+    start = Players(cloud(x_key, 1.5), cloud(y_key, -1.0))
+    games = {"Gaussian": gaussian_game(config), "nonconvex": nonconvex_game(config)}
+    study.keep(equilibria={}, means={}, laws={})
+    for g, (title, game) in enumerate(study.each(games.items(), "game")):
+        _play(study, config, title, game, start, [jax.random.fold_in(run_key, 10 * g + i) for i in range(4)])
+    initial = study.metrics["nonconvex start"]
+    study.at_least("nonconvex: exploitability of the start", initial, 0.3, "far from equilibrium")
 
 
-def _histogram(samples, edges):
-    counts, _ = np.histogram(np.clip(samples, edges[0], edges[-1]), edges)
-    return counts / counts.sum()
+def _play(study, config, title, game, start, keys):
+    """One game with every kernel."""
+    edges = np.linspace(-3.5, 3.5, config.grid + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    grid = jnp.asarray(middles[:, None], jnp.float32)
+
+    def laws(x, y):
+        """The laws of both players on the grid, all particles and moves together."""
+        counts = [np.histogram(np.clip(z, edges[0], edges[-1]), edges)[0] for z in (x, y)]
+        return [Histogram(jnp.asarray(c / c.sum(), jnp.float32), grid) for c in counts]
+
+    equilibrium = particles.gibbs_equilibrium(game, grid, grid)
+    initial = float(particles.exploitability(game, *laws(start.x, start.y)))
+    at_equilibrium = particles.exploitability(game, *equilibrium)
+    study.metrics |= {f"{title} start": initial, f"{title} equilibrium": at_equilibrium}
+    study.keep(grid=middles)
+    study.data.equilibria[title] = equilibrium
+    for key, (name, kernel) in zip(keys, _kernels(config, game).items(), strict=True):
+        # A best response moves as often as four times its gradients allow.
+        moves = 4 * (config.moves // config.inner) if name == "best response" else config.moves
+        out = particles.run(kernel, start, moves, key=key, stats=False).check()
+        later = jax.tree.map(lambda s, m=moves: np.asarray(s[m // 2 :]), out.samples)
+        found = laws(later.x, later.y)
+        left = float(particles.exploitability(game, *found))
+        study.metrics[f"{title} {name}"] = left
+        quantity = f"{title}, {name}: exploitability over that of the start"
+        study.at_most(quantity, left / initial, config.exploit_left, "0 at the equilibrium")
+        if title == "Gaussian":
+            _variances(study, config, name, later)
+        study.data.means[title, name] = jax.tree.map(lambda s: np.asarray(s).mean((1, 2)), out.samples)
+        study.data.laws[title, name] = found
 
 
-def _exploit(game, grid, edges, xs, ys):
-    """Exploitability of the laws averaged over particles and moves, on the grid."""
-    laws = [Histogram(jnp.asarray(_histogram(np.asarray(s), edges), jnp.float32), grid) for s in (xs, ys)]
-    return float(particles.exploitability(game, *laws))
+def _variances(study, config, name, later):
+    """Deviations from the players' mean follow a discrete Ornstein-Uhlenbeck process."""
+    for player, samples, k in (("x", later.x, config.a), ("y", later.y, config.c)):
+        h = config.step_size * (config.ratio if name == "two scales" and player == "y" else 1)
+        exact = config.temperature / (k * (1 - k * h / 2)) * (1 - 1 / config.particles)
+        off = abs(float(np.mean(np.var(samples, axis=1))) / exact - 1)
+        quantity = f"Gaussian, {name}: variance of {player}, relative error"
+        study.at_most(quantity, off, config.variance_tolerance, "T / (k (1 - k h / 2))")
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Means of the players, and the laws they settle in beside the equilibrium."""
-    import matplotlib.pyplot as plt
-
-    a = result.arrays
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
-    names = ("descent-ascent", "two scales", "averaged gradient", "best response")
-    for row, title in zip(axes, ("Gaussian", "nonconvex"), strict=True):
+    d = result.data
+    figure, axes = draw.panels(2, 3, width=4, height=3.2)
+    for row, (title, equilibrium) in zip(axes, d.equilibria.items(), strict=True):
+        names = [name for game, name in d.means if game == title]
         for i, name in enumerate(names):
-            row[0].plot(a[f"{title} {name} mean x"], a[f"{title} {name} mean y"], color=f"C{i}", lw=0.8, label=name)
-            for axis, player in ((row[1], "mu"), (row[2], "nu")):
-                axis.plot(a["grid"], a[f"{title} {name} {player}"], color=f"C{i}", lw=1)
-        for axis, player in ((row[1], "mu"), (row[2], "nu")):
-            axis.plot(a["grid"], a[f"{title} {player}"], "k--", lw=1.5)
-            axis.set(title=rf"{title}: $\{player}$, dashed the equilibrium", xlabel="x" if player == "mu" else "y")
-        row[0].set(xlabel="mean of x", ylabel="mean of y", title=f"{title}: paths of the means")
-        row[0].legend(fontsize=7)
+            row[0].plot(*d.means[title, name], color=f"C{i}", lw=0.8, label=name)
+            for axis, law in zip(row[1:], d.laws[title, name], strict=True):
+                axis.plot(d.grid, law.p, color=f"C{i}", lw=1)
+        draw.label(row[0], f"{title}: paths of the means", "mean of x", "mean of y")
+        for axis, law, player, x in zip(row[1:], equilibrium, ("mu", "nu"), "xy", strict=True):
+            draw.theory(axis, d.grid, law.p, "k--")
+            draw.label(axis, rf"{title}: $\{player}$, dashed the equilibrium", x, "probability of a cell")
     return figure
