@@ -39,10 +39,14 @@ class Target(NamedTuple):
         return distance / self.floor
 
 
-def target(exact: Callable[..., Array], batches: int | Array, *, floor_key: Key, fresh_key: Key | None = None) -> Target:
-    """The law that `exact(key=key)` (n, d) samples: `batches` of it, or their number; the floor is a mean over 20 pairs."""
-    if isinstance(batches, int):
-        batches = jnp.stack([exact(key=k) for k in jax.random.split(fresh_key, batches)])
+def floor(exact: Callable[..., Array], *, key: Key) -> float:
+    """The mean energy distance of two samples `exact(key=key)` (n, d), over 20 pairs: what sampling noise scores."""
     exact = jax.jit(exact)
-    pairs = [[exact(key=k) for k in pair] for pair in jax.random.split(floor_key, (20, 2))]
-    return Target(batches, float(batchwise(energy_distance, *zip(*pairs, strict=True)).mean()))
+    pairs = [[exact(key=k) for k in pair] for pair in jax.random.split(key, (20, 2))]
+    return float(batchwise(energy_distance, *zip(*pairs, strict=True)).mean())
+
+
+def target(exact: Callable[..., Array], batches: int, *, fresh_key: Key, floor_key: Key) -> Target:
+    """So many batches `exact(key=key)` of a law, and its floor."""
+    fresh = jnp.stack([exact(key=k) for k in jax.random.split(fresh_key, batches)])
+    return Target(fresh, floor(exact, key=floor_key))

@@ -17,7 +17,7 @@ def fit(loss: Any, model: Any, data: Any, *, rate: float, steps: int, key: Key, 
 
 
 def denoiser_loss(model: matching.Preconditioned, batch: Any, *, key: Key) -> Any:
-    """Denoising of noisy records by a preconditioned network on its path, with the weight that makes all times alike."""
+    """Denoising of noisy records by a preconditioned network on its path, weighted so that all times are alike."""
     noise_key, match_key = jax.random.split(key)
     x0 = jax.random.normal(noise_key, batch.shape)
     return matching.match(model, model.path, x0, batch, key=match_key, target="denoiser", weight=model.weight)

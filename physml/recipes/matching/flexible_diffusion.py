@@ -118,7 +118,7 @@ def _kl(cov):
 
 
 def _exact(study, config, keys):
-    """The bound for Gaussian data and its theory, and the KL left at the end by the learned, the best and the fixed metric."""
+    """The bound for Gaussian data and its theory; the KL left at the end by the learned, the best, the fixed metric."""
     gaussian = lambda key, n: jax.random.normal(key, (n, 2)) @ jnp.linalg.cholesky(jnp.asarray(COVARIANCE)).T
     process = matching.forward_process(2, duration=config.duration, start=START, key=keys[0])
     process = eqx.tree_at(lambda p: p.factor, process, jnp.array([[1.2, 0.0], [0.5, 0.6]]))
@@ -138,7 +138,7 @@ def _exact(study, config, keys):
         key=keys[3],
     ).ema  # fmt: skip
     left, fixed = (float(_kl(_covariance(p, 1.0))) for p in (process, begin))
-    # Metrics that do not commute with the covariance can do as well, but not better: the least is found in its eigenbasis.
+    # Metrics that do not commute with the covariance can do as well, not better: the least is found in its eigenbasis.
     low, high = np.linalg.eigvalsh(np.float64(COVARIANCE))
     forgotten = lambda v, r: 0.5 * ((v - 1) * math.exp(-r) - math.log1p((v - 1) * math.exp(-r)))
     least = min(forgotten(high, r) + forgotten(low, 2 - r) for r in np.linspace(0.01, 1.99, 199))
@@ -204,10 +204,7 @@ def plot(result):
     d = result.data
     figure, (fixed, learned, metric, bounds) = draw.panels(1, 4, width=3.6)
     for axis, (name, x) in zip((fixed, learned), d.samples.items(), strict=True):
-        draw.cloud(axis, d.target, color="0.7", label="data")
-        draw.cloud(axis, x, label="diffusion")
-        floors = d.floors[f"diffusion, {name}"]
-        draw.label(axis, f"{name} process: {floors:.2f} x floor", legend={"markerscale": 4})
+        draw.beside(axis, d.target, x, f"{name} process: {d.floors[f'diffusion, {name}']:.2f} x floor")
     angle = np.linspace(0, 2 * np.pi, 200)
     draw.cloud(metric, 0.4 * d.target, color="0.7")
     for name, process in d.processes.items():

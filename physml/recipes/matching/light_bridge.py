@@ -34,6 +34,7 @@ import math
 import time
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,9 +99,8 @@ SMOKE = Config(
 SABOTAGE = (
     Sabotage(
         "the components of the fitted plan are shifted by three hundredths of their distance", matching, "light_bridge",
-        lambda fit: lambda *ends, **options: (
-            lambda plan: LightBridge(plan.log_a, plan.r + 0.15, plan.log_s, plan.epsilon)
-        )(fit(*ends, **options)),
+        lambda fit: lambda *ends, **options:
+            eqx.tree_at(lambda plan: plan.r, fit(*ends, **options), replace_fn=lambda r: r + 0.15),
     ),
     Sabotage(
         "the fit stops after twenty steps", matching, "light_bridge",
@@ -165,12 +165,12 @@ def _judge(study, config, truth, plan, case, key):
     study.at_most(f"energy distance to fresh data, {case}", apart(sets(plan, keys[7])), bound, source)
 
     z_mean, z_cov = [], []
-    ends = np.asarray(_simulate(plan, x[:3], keys[1], config.paths, config.path_steps), np.float64)
-    for start, y in zip(x, ends, strict=False):
+    paths = _simulate(plan, x[:3], keys[1], config.paths, config.path_steps, config.path_steps)
+    for start, ends in zip(x, np.asarray(paths[:, :, -1], np.float64), strict=False):
         mean_exact, cov_exact = (np.asarray(v, np.float64) for v in moments(plan, start))
-        apart = y - mean_exact
-        z_mean.append(np.abs(mean_and_error(y).z(mean_exact)).max())
-        z_cov.append(np.abs(mean_and_error(apart[:, :, None] * apart[:, None, :]).z(cov_exact)).max())
+        shift = ends - mean_exact
+        z_mean.append(np.abs(mean_and_error(ends).z(mean_exact)).max())
+        z_cov.append(np.abs(mean_and_error(shift[:, :, None] * shift[:, None, :]).z(cov_exact)).max())
     source = "the fitted plan's conditional law"
     study.at_most(f"drift: largest |z| of the mean of x1, {case}", max(z_mean), 5, source)
     study.at_most(f"drift: largest |z| of the covariance of x1, {case}", max(z_cov), 5, source)
@@ -207,7 +207,7 @@ def drawn(plan: LightBridge, x: Array, key: Key) -> Array:
 
 
 def _carried(plan, x, u, z):
-    """x1 (n, d) of the rows of x: the component by its cumulated weights at the uniform u (n,), then its Gaussian by z."""
+    """x1 (n, d) of the rows of x: the component by its cumulated weights at u (n,) in (0, 1), its Gaussian by z."""
     s = jnp.exp(plan.log_s)
     logits = plan.log_a[None, :] + (0.5 * (x * x) @ s.T + x @ plan.r.T) / plan.epsilon
     k = jnp.sum(jnp.cumsum(jax.nn.softmax(logits, axis=1), axis=1)[:, :-1] < u[:, None], axis=1)
@@ -261,27 +261,21 @@ def bures_gaps(plan: LightBridge, truth: LightBridge, x: Array, key: Key, *, sam
 _square_of_w2 = in_float64(lambda *gaussians: gaussian_wasserstein2(*gaussians) ** 2)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _simulate(plan, x, key, count, steps):
-    ts = jnp.linspace(0.0, 1.0, steps + 1)
-    keys = jax.random.split(key, (len(x), count))
-    end = lambda x, key: plan.simulate(x, ts, key=key).xs[-1]
-    return jax.vmap(jax.vmap(end, (None, 0)))(x, keys)
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _simulate(plan, x, key, count, steps, every):
+    """So many paths from each x, (len(x), count, times, d)."""
+    ts, keys = jnp.linspace(0.0, 1.0, steps + 1), jax.random.split(key, (len(x), count))
+    return jax.vmap(jax.vmap(lambda x, key: plan.simulate(x, ts, key=key).xs[::every], (None, 0)))(x, keys)
 
 
 def _paths(config, epsilon, key):
-    """The bridge from N(0, I) to the swiss roll for the figure: data, arrivals, and a few paths from each of three starts."""
+    """The bridge from N(0, I) to the swiss roll for the figure: data, arrivals, and a few paths from three starts."""
     data_key, fit_key, path_key, sample_key = jax.random.split(key, 4)
     roll = lambda key, n=config.figure_batch: 1.6 * data.swiss_roll(key, n)
-    options = {"components": config.components, "steps": config.figure_steps, "growth": 1}
-    source = partial(_normal, n=config.figure_batch, dim=2)
-    plan = matching.light_bridge(source, roll, epsilon=epsilon, key=fit_key, **options)
+    options = {"components": config.components, "steps": config.figure_steps, "growth": 1, "key": fit_key}
+    plan = matching.light_bridge(partial(_normal, n=config.figure_batch, dim=2), roll, epsilon=epsilon, **options)
     starts = jnp.asarray([[-1.2, 0.9], [1.3, 0.7], [0.0, -1.3]])
-    grid = jnp.linspace(0.0, 1.0, 401)
-    keys = jax.random.split(path_key, (len(starts), 6))
-    one = lambda x, key: plan.simulate(x, grid, key=key).xs[::4]
-    paths = jax.jit(jax.vmap(jax.vmap(one, (None, 0))))(starts, keys)
-    return roll(data_key, 1500), _arrivals(plan, sample_key, 1500), paths
+    return roll(data_key, 1500), _arrivals(plan, sample_key, 1500), _simulate(plan, starts, path_key, 6, 400, 4)
 
 
 def plot(result):

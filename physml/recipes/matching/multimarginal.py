@@ -124,9 +124,9 @@ def run(study, config, key):
     sampler = partial(_draw, laws, config.batch_size)
     xs = _draw(laws, total, keys[2])
     fresh = _draw(laws, total, keys[3]).reshape(count, config.repeats, config.samples, 2)
+    exact_samples = [partial(matching.mixture_sample, LAWS[name], config.samples) for name in laws]
     targets = [
-        distances.target(partial(matching.mixture_sample, LAWS[name], config.samples), fresh[j], floor_key=keys[4])
-        for j, name in enumerate(laws)
+        distances.Target(x, distances.floor(law, key=keys[4])) for x, law in zip(fresh, exact_samples, strict=True)
     ]
     i, j = (laws.index(name) for name in config.curve)
     transport = float(distances.wasserstein2(fresh[i, 0], fresh[j, 0])) ** 2
@@ -188,9 +188,7 @@ def plot(result):
             label = d.names[k] if kind == "exact" else None
             draw.theory(weights, np.linspace(0, 1, len(w)), w, style, color=f"C{k}", label=label)
     draw.label(weights, "learned curve (dashed: learned means)", "t", "weight")
-    draw.cloud(carried, d.target, color="0.7", label="target")
-    draw.cloud(carried, d.carried["learned"], reach=3.5, label="carried along the curve")
-    draw.label(carried, "learned means", legend={"markerscale": 4})
+    draw.beside(carried, d.target, d.carried["learned"], "carried along the curve, learned means", reach=3.5)
     for k, (kind, values) in enumerate(d.energies.items()):
         energies.bar(np.arange(3) + 0.4 * k - 0.2, values, 0.38, label=f"{kind} means")
     energies.axhline(result.metrics["transport"], color="k", lw=1, label="squared W2")

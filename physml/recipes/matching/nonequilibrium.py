@@ -12,7 +12,6 @@ thermodynamics (2015); Ho, Jain and Abbeel (2020); Song et al. (2021); Karras et
 """
 
 import dataclasses
-import math
 from functools import partial
 
 import equinox as eqx
@@ -79,27 +78,11 @@ MIXTURE = (
     np.array([np.diag([0.05, 0.2]), np.diag([0.2, 0.03])]),
 )
 NOISE, TURNS = 0.12, 1.5
-SCALE = 1.6  # the root mean square of the spiral
-
-
-def _spiral_log_prob(x):
-    """The density of the spiral: the Gaussian noise averaged over the curve, by 2000 points."""
-    r = (jnp.arange(2000, dtype=x.dtype) + 0.5) / 2000 * (2 / 3) + 1 / 3
-    angle = 2 * math.pi * TURNS * r
-    curve = 3 * r[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
-    square = jnp.sum((x[None, :] - curve) ** 2, axis=1) / NOISE**2
-    return jax.nn.logsumexp(-0.5 * square) - math.log(2000) - math.log(2 * math.pi * NOISE**2)
-
-
-def _gaussian_chain_law(chain, gain):
-    """Covariance of the chain's last state when the denoiser is linear, D(t_k, x) = gain[k] x."""
-
-    def step(cov, k):
-        a, b, _ = chain.posterior(k)
-        m = a * jnp.eye(2) + b * gain[k]
-        return m @ cov @ m.T + chain.variances[k] * jnp.eye(2), None
-
-    return jax.lax.scan(step, chain.prior * jnp.eye(2), jnp.arange(chain.steps))[0]
+# The density of the spiral: Gaussian noise averaged over the curve, by 2000 points.
+RADIUS = (np.arange(2000) + 0.5) / 2000 * (2 / 3) + 1 / 3
+CURVE = 3 * RADIUS * np.array([np.cos(2 * np.pi * TURNS * RADIUS), np.sin(2 * np.pi * TURNS * RADIUS)])
+SPIRAL = (np.full(2000, 1 / 2000), CURVE.T, np.broadcast_to(NOISE**2 * np.eye(2), (2000, 2, 2)))
+SCALE = 1.6  # its root mean square
 
 
 @partial(jax.jit, static_argnames="n")
@@ -112,7 +95,14 @@ def _work(n, key):
     x1 = jax.random.normal(fit_key, (4096, 2)) @ jnp.linalg.cholesky(cov).T
     chain = matching.calibrate(chain, denoiser, x1, key=fit_key)
     gain = jax.vmap(lambda t: jax.jacfwd(lambda x: denoiser(t, x))(jnp.zeros(2)))(chain.times[:-1])
-    law = _gaussian_chain_law(chain, gain)
+
+    def propagate(cov, k):
+        """Covariance of the state after step k, whose denoiser is linear, D(t_k, x) = gain[k] x."""
+        a, b, _ = chain.posterior(k)
+        m = a * jnp.eye(2) + b * gain[k]
+        return m @ cov @ m.T + chain.variances[k] * jnp.eye(2), None
+
+    law, _ = jax.lax.scan(propagate, chain.prior * jnp.eye(2), jnp.arange(chain.steps))
     points = jnp.array([[0.0, 0.0], [1.5, 0.5], [-1.0, -0.8]])
     exact = jax.vmap(lambda x: jax.scipy.stats.multivariate_normal.logpdf(x, jnp.zeros(2), law))(points)
     one = lambda x, key: matching.log_weight(chain, denoiser, x, key=key)
@@ -123,14 +113,11 @@ def _work(n, key):
 @partial(jax.jit, static_argnames=("steps", "n"))
 def _dissipation(steps, n, key):
     """ln p(x) - ln w at n points of the mixture, by a chain of so many steps with the exact denoiser."""
-    path, law = matching.trigonometric(), MIXTURE
-    denoiser = matching.exact_fields(path, None, law).denoiser
-    keys = jax.random.split(key, 4)
-    chain = matching.gaussian_chain(path, steps)
-    chain = matching.calibrate(chain, denoiser, matching.mixture_sample(law, 4096, key=keys[0]), key=keys[1])
-    x1 = matching.mixture_sample(law, n, key=keys[2])
-    one = lambda x, key: matching.mixture_log_prob(law, x) - matching.log_weight(chain, denoiser, x, key=key)
-    return jax.vmap(one)(x1, jax.random.split(keys[3], n))
+    path, keys = matching.trigonometric(), jax.random.split(key, 4)
+    denoiser, sample = matching.exact_fields(path, None, MIXTURE).denoiser, partial(matching.mixture_sample, MIXTURE)
+    chain = matching.calibrate(matching.gaussian_chain(path, steps), denoiser, sample(4096, key=keys[0]), key=keys[1])
+    one = lambda x, key: matching.mixture_log_prob(MIXTURE, x) - matching.log_weight(chain, denoiser, x, key=key)
+    return jax.vmap(one)(sample(n, key=keys[2]), jax.random.split(keys[3], n))
 
 
 @experiment
@@ -175,11 +162,8 @@ def _chain(study, config, work_key, gap_key):
     counts = np.array(config.step_counts)
     gaps = [mean_and_error(_dissipation(n, config.bound_points, gap_key)) for n in config.step_counts]
     power, _ = power_law(counts, [gap.value for gap in gaps])
-    quantity, source = (
-        "slope of the dissipation over the number of steps",
-        "1/n: what a Gaussian step misses is of second order",
-    )
-    study.near(quantity, power.value, -1.0, source, atol=0.2)
+    source = "1/n: what a Gaussian step misses is of second order"
+    study.near("slope of the dissipation over the number of steps", power.value, -1.0, source, atol=0.2)
     study.metrics |= {f"dissipation of {n} steps": gap.value for n, gap in zip(counts, gaps, strict=True)}
     study.keep(work=-log_w[1], surprise=-exact[1], counts=counts, gaps=gaps, power=power.value)
 
@@ -200,7 +184,9 @@ def _judge(model, config, fresh, key):
     x1 = fresh.reshape(-1, 2)[: config.bound_points]
     weight = jax.vmap(lambda x, key: matching.log_weight(chain, model, x, key=key))
     # The chain ends on data with the noise of the path's last level, which VE and EDM keep.
-    excess = jax.vmap(_spiral_log_prob)(x1) - weight(x1, jax.random.split(keys[4], len(x1)))
+    excess = jax.vmap(lambda x: matching.mixture_log_prob(SPIRAL, x))(x1) - weight(
+        x1, jax.random.split(keys[4], len(x1))
+    )
     return heun, out, excess
 
 
@@ -219,7 +205,5 @@ def plot(result):
     dissipation.set_xticks(d.counts, map(str, d.counts))
     dissipation.minorticks_off()
     for axis, (name, (x, floors, bound)) in zip(spirals, d.learned.items(), strict=True):
-        draw.cloud(axis, d.target, color="0.7", label="data")
-        draw.cloud(axis, x, label="chain")
-        draw.label(axis, f"{name}: {floors:.2f} x floor, bound +{bound:.3f}", legend={"markerscale": 4})
+        draw.beside(axis, d.target, x, f"{name}: {floors:.2f} x floor, bound +{bound:.3f}")
     return figure

@@ -151,9 +151,7 @@ def plot(result):
     d = result.data
     figure, axes = draw.panels(1, 1 + len(d.flows), width=3, height=3.2)
     for axis, (label, (x, floors)) in zip(axes, d.flows.items(), strict=False):
-        draw.cloud(axis, d.target, color="0.7", label="data")
-        draw.cloud(axis, x, reach=3.2, label="flow")
-        draw.label(axis, f"{label}: {floors:.2f} x floor", legend={"markerscale": 4} if axis is axes[0] else False)
+        draw.beside(axis, d.target, x, f"{label}: {floors:.2f} x floor", reach=3.2)
     draw.measured(axes[-1], d.sizes, d.gaps, label="exact field")
     draw.slope(axes[-1], d.sizes, d.gaps, -1, label="1/D")
     draw.label(axes[-1], f"slope {d.power:.3f}", "D", "distance to the Gaussian denoiser", log="xy")
