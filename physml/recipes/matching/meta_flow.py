@@ -215,5 +215,5 @@ def plot(result):
     axis.axhline(d.floor, color="k", lw=1, label="two samples of a letter")
     axis.axhline(d.blurred, color="0.6", lw=1, ls="--", label="the source")
     axis.set_xticks(range(2), ["seen letters", "held-out letters"])
-    draw.label(axis, y="$W_2$ to the truth")
+    draw.label(axis, y="$W_2$ to the truth", ylim=(0, 1.4 * d.blurred))
     return figure

@@ -260,5 +260,6 @@ def plot(result):
         bars.axhline(1.0, color="0.5", lw=1)
         bars.set_xticks(at, ["I-CFM", "OT-CFM", "SF2M\nflow", "SF2M\ndiffusion"], fontsize=8)
         place = {"loc": "upper center", "ncols": 2, "fontsize": 7}
-        draw.label(bars, "black: published path energy", log="y", legend=place, ylim=(None, 10.0))
+        draw.label(bars, "black: published path energy", log="y", legend=place)
+        bars.set_ylim(top=10.0)
     return figure

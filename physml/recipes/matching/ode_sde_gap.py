@@ -59,7 +59,7 @@ class Config(Settings):
     batch_size: int = 256
     weight: float = 0.1  # of the Fokker-Planck penalty
     samples: int = 1000
-    repeats: int = setting(8, least=2)  # pairs of batches of either law
+    repeats: int = setting(8, least=2.0)  # pairs of batches of either law
     ode_steps: int = 100
     sde_steps: int = 300
     # the bounds of the claims
