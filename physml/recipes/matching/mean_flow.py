@@ -288,15 +288,15 @@ def plot(result):
 
     d, many = result.data, f"{result.data.config.flow_steps} steps"
     columns = 1 + 2 * len(d.config.kinds)
-    figure = plt.figure(figsize=(max(2.1 * columns, 9), 8.6), layout="constrained")
+    figure = plt.figure(figsize=(max(2.1 * columns, 13), 8.6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(2, 1.9))
     for row, law in zip(top.subplots(len(LAWS), columns, squeeze=False), LAWS, strict=True):
-        draw.cloud(row[0], d.real[law][0][:2000], f"data\nfloor {d.real[law][1]:.3f}", reach=2.7, color="k")
+        draw.cloud(row[0], d.real[law][0][:2000], f"data\nfloor {d.real[law][1]:.3f}", reach=2.9, color="k")
         shown = [(j, kind, way) for j, kind in enumerate(d.config.kinds) for way in WAYS[:2]]
         for axis, (j, kind, way) in zip(row[1:], shown, strict=True):
             x, w2, stray = d.samples[law, kind][way]
             title = f"{kind}, {many if way == 'flow' else 'one step'}\nW2 {w2:.3f}, stray {stray:.3f}"
-            draw.cloud(axis, x[:2000], title, reach=2.7, color=f"C{j}")
+            draw.cloud(axis, x[:2000], title, reach=2.9, color=f"C{j}")
     *mosaics, ratio, bars = bottom.subplots(1, 5, width_ratios=(1, 1, 1, 1.1, 1.1))
     kind, (held, floor) = d.config.digit_kinds[-1], d.real["digits"]
     images = {"held-out digits": held} | {
@@ -314,11 +314,11 @@ def plot(result):
     ratio.axhline(1.0, color="k", lw=1)
     ratio.set_xticks(range(3), places)
     limits = {"ylim": (0.8, 1.1 * d.config.one_over_flow), "xlim": (-0.5, 2.5)}
-    draw.label(ratio, f"W2, one step over {many}", **limits)
+    draw.label(ratio, f"W2, one step / {many}", **limits)
     for j, kind in enumerate(d.config.digit_kinds):
         heights, at = [d.samples["digits", kind][way][1] / floor for way in WAYS], KINDS.index(kind)
         bars.bar(np.arange(3) + 0.35 * j, heights, 0.33, color=f"C{at}", label=kind)
     bars.axhline(1.0, color="k", lw=1)
     bars.set_xticks(range(3), (many, "one step", "Euler"))
-    draw.label(bars, "digits: energy distance / floor", log="y")
+    draw.label(bars, "energy distance / floor", log="y")
     return figure

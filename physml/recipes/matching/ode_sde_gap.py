@@ -111,6 +111,12 @@ class Score(eqx.Module):
     net: nn.MLP
     waves: Array  # (2, features)
 
+    def __init__(self, config, *, key):
+        net_key, wave_key = jax.random.split(key)
+        size = 2 + 2 * config.features + 1
+        self.net = nn.MLP(size, out_dim=2, width=config.width, depth=3, frequencies=4, key=net_key)
+        self.waves = 2.0 * jax.random.normal(wave_key, (2, config.features))
+
     def __call__(self, t, x, args=None):
         (alpha, beta, _), _ = PATH.coefficients(jnp.asarray(t, x.dtype))
         phase = x @ jax.lax.stop_gradient(self.waves)
@@ -122,13 +128,6 @@ class Score(eqx.Module):
     def velocity(self, t, x, args=None):
         """The velocity of the flow with this score: the reversed process without its noise."""
         return EPSILON(t) * (x + self(t, x, args))
-
-
-def _model(config, key):
-    net_key, wave_key = jax.random.split(key)
-    size = 2 + 2 * config.features + 1
-    net = nn.MLP(size, out_dim=2, width=config.width, depth=3, frequencies=4, key=net_key)
-    return Score(net, 2.0 * jax.random.normal(wave_key, (2, config.features)))
 
 
 def _residuals(model, t, x):
@@ -195,7 +194,7 @@ def run(study, config, key):
         total = {}
         for label, weight in (("plain", 0.0), ("penalised", config.weight)):
             model = fit(
-                _loss(weight), _model(config, keys[2]), partial(SETS[name], n=config.batch_size), key=keys[3], rate=2e-3,
+                _loss(weight), Score(config, key=keys[2]), partial(SETS[name], n=config.batch_size), key=keys[3], rate=2e-3,
                 clip_norm=1.0, steps=config.train_steps, ema_decay=0.999 if config.train_steps > 2000 else 0.99,
             ).ema  # fmt: skip
             flow, diffusion, residual = _measure(model, config, x1[:1000], keys[4])
