@@ -28,7 +28,7 @@ def pair(dim, epsilon, key):
     keys = jax.random.split(key, 4)
     truth = recipe._truth(dim, epsilon, 5, keys[0])
     x0 = jax.random.normal(keys[1], (POOL, dim))
-    x1 = recipe.draw(truth, jax.random.normal(keys[2], (POOL, dim)), keys[3])
+    x1 = recipe.drawn(truth, jax.random.normal(keys[2], (POOL, dim)), keys[3])
     return truth, x0, x1
 
 

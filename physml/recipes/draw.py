@@ -59,6 +59,15 @@ def cloud(
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach))
 
 
+def beside(
+    axis: Any, reference: Any, points: Any, title: str = "", *, names: Sequence[str] = ("data", "samples"), **style: Any
+) -> None:
+    """A cloud on a grey one, with a legend."""
+    cloud(axis, reference, color="0.7", label=names[0])
+    cloud(axis, points, label=names[1], **style)
+    label(axis, title, legend={"markerscale": 4})
+
+
 def image(axis: Any, pixels: Any, title: str = "", **options: Any) -> None:
     """One grey image, dark on light, without ticks."""
     axis.imshow(np.asarray(pixels), **({"cmap": "gray_r"} | options))

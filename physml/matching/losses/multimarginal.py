@@ -24,7 +24,7 @@ from jaxtyping import Array, PyTree
 
 from physml.core.types import Field, Key
 from physml.matching.exact.mixture import MixtureLike, _check_mixture
-from physml.train import _fit as fit
+from physml.train import fit
 
 
 def simplex_match(field: Field, xs: Array, *, key: Key, args: PyTree = None, concentration: float = 1.0) -> Array:

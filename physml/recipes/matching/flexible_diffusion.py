@@ -14,18 +14,17 @@ where the data are wide. Three checks:
 
 import dataclasses
 import math
-from typing import Any
+from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from physml import matching, nn, train
-from physml.core.types import Key
-from physml.recipes._distances import floor_distance, mean_distance
-from physml.recipes._result import Info, Result, at_least, at_most
+from physml import matching, nn
+from physml.metrics import mean_and_error
+from physml.recipes import Info, Sabotage, Settings, distances, draw, experiment, setting
+from physml.recipes.matching._fit import fit
 
 INFO = Info(
     paper="Du, Zhang, Yang and Du, A flexible diffusion model (2023)",
@@ -35,7 +34,7 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
     duration: float = 2.0
@@ -48,23 +47,25 @@ class Config:
     sde_steps: int = 200
     bound_samples: int = 40_000
     # the bounds of the claims
-    gain: float = 0.05
+    gain: float = setting(0.05, least=0.0)
     speed: float = 1.05  # times the least KL
     floor_ratio: float = 2.0
 
-    def __post_init__(self):
-        if self.duration <= 0:
-            raise ValueError(f"config.duration must be positive, got {self.duration}")
-        for name in ("train_steps", "gaussian_steps", "batch_size", "width", "samples", "repeats", "sde_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config.{name} must be at least 1, got {getattr(self, name)}")
-
 
 PAPER = Config()
-SMOKE = Config(train_steps=400, gaussian_steps=150, batch_size=256, width=48, samples=400, repeats=3, sde_steps=60, bound_samples=4000, gain=0.0, speed=1.3, floor_ratio=8.0)  # fmt: skip
+SMOKE = Config(
+    train_steps=400, gaussian_steps=150, batch_size=256, width=48, samples=400, repeats=3, sde_steps=60,
+    bound_samples=4000, gain=0.0, speed=1.3, floor_ratio=8.0,
+)  # fmt: skip
+
+SABOTAGE = Sabotage(
+    "the bound sees a score of half its strength", matching, "evidence_bound",
+    lambda exact: lambda process, score, *rest, **options:
+        exact(process, lambda t, x, args=None: 0.5 * score(t, x, args), *rest, **options),
+)  # fmt: skip
 
 START = 2e-3
-COVARIANCE = np.array([[1.9, 0.9], [0.9, 1.0]])
+COVARIANCE = np.array([[1.9, 0.9], [0.9, 1.0]], np.float32)
 _TURN = np.array([[math.cos(0.6), -math.sin(0.6)], [math.sin(0.6), math.cos(0.6)]])
 # Four narrow modes along a line of direction 0.6, five times as long as wide.
 MIXTURE = (
@@ -96,134 +97,96 @@ def _loss(learn):
     return loss
 
 
-def _gaussian_score(process, cov):
-    def score(t, x, args=None):
-        tau = process.start + (process.duration - process.start) * (1.0 - t)
-        a, chol = process.kernel(tau)
-        return -jnp.linalg.solve(a @ cov @ a.T + chol @ chol.T, x)
-
-    return score
-
-
-def _law_at(process, cov, tau):
+def _covariance(process, tau):
     """Covariance at tau of Gaussian data."""
     a, chol = process.kernel(jnp.asarray(tau))
-    return a @ cov @ a.T + chol @ chol.T
+    return a @ COVARIANCE @ a.T + chol @ chol.T
+
+
+def _gaussian_bound(process, x1, *, key):
+    """The bound with the exact score of Gaussian data."""
+
+    def score(t, x, args=None):
+        tau = process.start + (process.duration - process.start) * (1.0 - t)
+        return -jnp.linalg.solve(_covariance(process, tau), x)
+
+    return matching.evidence_bound(process, score, x1, key=key)
 
 
 def _kl(cov):
     return 0.5 * (jnp.trace(cov) - len(cov) - jnp.linalg.slogdet(cov)[1])
 
 
-def _exact(config, keys):
-    """The bound for Gaussian data and its theory, and the KL left at the end by the learned, the best and the fixed metric."""
-    cov = jnp.asarray(COVARIANCE, jnp.float32)
-    chol = jnp.linalg.cholesky(cov)
+def _exact(study, config, keys):
+    """The bound for Gaussian data and its theory; the KL left at the end by the learned, the best, the fixed metric."""
+    gaussian = lambda key, n: jax.random.normal(key, (n, 2)) @ jnp.linalg.cholesky(jnp.asarray(COVARIANCE)).T
     process = matching.forward_process(2, duration=config.duration, start=START, key=keys[0])
     process = eqx.tree_at(lambda p: p.factor, process, jnp.array([[1.2, 0.0], [0.5, 0.6]]))
-    x1 = jax.random.normal(keys[1], (config.bound_samples, 2)) @ chol.T
-
-    @jax.jit
-    def bound(x1, key):
-        return matching.evidence_bound(process, _gaussian_score(process, cov), x1, key=key)
-
-    values = np.asarray(bound(x1, keys[2]), np.float64)
-    entropy = 0.5 * jnp.linalg.slogdet(2 * math.pi * math.e * _law_at(process, cov, START))[1]
-    theory = float(entropy + _kl(_law_at(process, cov, config.duration)))
-    z = (values.mean() - theory) / (values.std() / math.sqrt(len(values)))
-
-    def loss(process, x1, *, key):
-        return jnp.mean(matching.evidence_bound(process, _gaussian_score(process, cov), x1, key=key))
+    values = jax.jit(partial(_gaussian_bound, process))(gaussian(keys[1], config.bound_samples), key=keys[2])
+    bound = mean_and_error(values)
+    entropy = 0.5 * jnp.linalg.slogdet(2 * math.pi * math.e * _covariance(process, START))[1]
+    theory = float(entropy + _kl(_covariance(process, config.duration)))
+    source = f"standard errors; {bound.value:.4f} and {theory:.4f} nats"
+    study.at_most("Gaussian data: bound against entropy + KL", abs(bound.z(theory)), 5.0, source)
 
     begin = matching.forward_process(2, duration=1.0, start=START)
-    draw = lambda key: jax.random.normal(key, (config.batch_size, 2)) @ chol.T
     # The exact score leaves no gap but KL(q_T | N). A swirl would turn the wide direction away; here R learns alone.
     only = eqx.tree_at(lambda p: p.swirl, jax.tree.map(eqx.is_inexact_array, begin), False)
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.03, config.gaussian_steps))
-    fit = train.fit(
-        loss,
-        begin,
-        draw,
-        optimizer=optimizer,
-        steps=config.gaussian_steps,
-        trainable=only,
-        ema_decay=0.98,
+    process = fit(
+        lambda process, x1, *, key: jnp.mean(_gaussian_bound(process, x1, key=key)), begin,
+        partial(gaussian, n=config.batch_size), rate=0.03, steps=config.gaussian_steps, trainable=only, ema_decay=0.98,
         key=keys[3],
-        progress=False,
-    )
-    left = float(_kl(_law_at(fit.ema, cov, 1.0)))
-    # Metrics that do not commute with the covariance can do as well, but not better: the least is found in its eigenbasis.
-    vals = np.linalg.eigvalsh(COVARIANCE)
+    ).ema  # fmt: skip
+    left, fixed = (float(_kl(_covariance(p, 1.0))) for p in (process, begin))
+    # Metrics that do not commute with the covariance can do as well, not better: the least is found in its eigenbasis.
+    low, high = np.linalg.eigvalsh(np.float64(COVARIANCE))
     forgotten = lambda v, r: 0.5 * ((v - 1) * math.exp(-r) - math.log1p((v - 1) * math.exp(-r)))
-    least = min(forgotten(vals[1], r) + forgotten(vals[0], 2 - r) for r in np.linspace(0.01, 1.99, 199))
-    return values.mean(), theory, z, left, least, float(_kl(_law_at(begin, cov, 1.0)))
+    least = min(forgotten(high, r) + forgotten(low, 2 - r) for r in np.linspace(0.01, 1.99, 199))
+    quantity = "Gaussian data: KL to noise that the learned metric leaves"
+    source = f"nats; {config.speed:g} x the least, and R = I leaves {fixed:.4f}"
+    study.at_most(quantity, left, config.speed * least, source)
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """The exact checks, then the fixed and the learned process on the mixture."""
+@experiment
+def run(study, config, key):
     keys = jax.random.split(key, 12)
-    value, theory, z, left, least, fixed = _exact(config, keys[:4])
-    claims = [
-        at_most("Gaussian data: bound against entropy + KL", abs(z), 5.0, f"standard errors; {value:.4f} and {theory:.4f} nats"),
-        at_most("Gaussian data: KL to noise that the learned metric leaves", left, config.speed * least, f"nats; {config.speed:g} x the least, and R = I leaves {fixed:.4f}"),
-    ]  # fmt: skip
-    law = tuple(jnp.asarray(part, jnp.float32) for part in MIXTURE)
-    exact = lambda key: matching.mixture_sample(law, config.samples, key=key)
-    floor = floor_distance(exact, key=keys[4])
-    fresh = jnp.stack([exact(k) for k in jax.random.split(keys[5], config.repeats)])
-    draw = lambda key: matching.mixture_sample(law, config.batch_size, key=key)
-    test = matching.mixture_sample(law, config.bound_samples, key=keys[6])
-    numbers, arrays = (
-        {"floor": floor, "gaussian_left": left, "gaussian_least": least, "gaussian_fixed": fixed},
-        {"data": np.asarray(fresh[0])},
-    )
-    bounds = {}
+    _exact(study, config, keys[:4])
+    exact = partial(matching.mixture_sample, MIXTURE)
+    target = distances.target(partial(exact, n=config.samples), config.repeats, fresh_key=keys[5], floor_key=keys[4])
+    test = exact(config.bound_samples, key=keys[6])
+    draw_batch = lambda key: exact(config.batch_size, key=key)
+    study.keep(target=target.fresh[0], samples={}, processes={})
+    bounds, floors = {}, {}
     for name, learn in (("fixed", False), ("learned", True)):
         net = nn.MLP(2, width=config.width, depth=3, key=keys[7])
         process = matching.forward_process(2, duration=config.duration, start=START, key=keys[8] if learn else None)
-        optimizer = optax.chain(
-            optax.clip_by_global_norm(5.0), optax.adam(optax.cosine_decay_schedule(3e-3, config.train_steps))
-        )
-        fit = train.fit(
-            _loss(learn),
-            Model(process, net),
-            draw,
-            optimizer=optimizer,
-            steps=config.train_steps,
-            ema_decay=0.999,
-            key=keys[9],
-            progress=progress,
-        )
-        values, samples = _judge(fit.ema, config, test, keys[10])
+        model = fit(
+            _loss(learn), Model(process, net), draw_batch, rate=3e-3, clip_norm=5.0, steps=config.train_steps,
+            key=keys[9], progress=study.progress,
+        ).ema  # fmt: skip
+        values, samples = _judge(model, config, test, keys[10])
         bounds[name] = np.asarray(values, np.float64)
-        numbers |= {f"bound_{name}": bounds[name].mean()}
-        arrays[f"metric_{name}"], arrays[f"swirl_{name}"] = (
-            np.asarray(fit.ema.process.metric),
-            np.asarray(fit.ema.process.swirl),
-        )
-        for sampler, x in samples.items():
-            value = mean_distance(x, fresh)
-            numbers[f"{sampler}_{name}"], arrays[f"{sampler}_{name}"] = value, np.asarray(x[: config.samples])
+        floors |= {f"{sampler}, {name}": target.distance(x) / target.floor for sampler, x in samples.items()}
+        study.data.samples[name] = samples["diffusion"][: config.samples]
+        study.data.processes[name] = model.process
     # The fixed process starts from noise that it has not reached: its samples are drawn, and not judged.
-    claims.append(
-        at_most(
-            "learned process, diffusion: energy distance",
-            numbers["diffusion_learned"],
-            config.floor_ratio * floor,
-            f"{config.floor_ratio:g} x two exact samples",
-        )
-    )
-    entropy = -float(jnp.mean(jax.vmap(lambda x: matching.mixture_log_prob(law, x))(test)))
-    numbers["entropy"] = entropy
+    study.at_most(
+        "learned process, diffusion: energy distance", floors["diffusion, learned"] * target.floor,
+        config.floor_ratio * target.floor, f"{config.floor_ratio:g} x two exact samples",
+    )  # fmt: skip
     # Both saw the same data, times and noise: the difference fluctuates less than either.
-    gain = bounds["fixed"] - bounds["learned"]
-    stderr = lambda a: a.std() / math.sqrt(len(a))
-    claims += [
-        at_least("gain of the learned process", gain.mean() - 2 * stderr(gain), config.gain, "nats below the bound of R = I, less two standard errors", stderr(gain)),
-        at_least("bound of the learned process above the entropy", numbers["bound_learned"] - entropy, -5 * stderr(bounds["learned"]) - 0.05, "nats; 5 standard errors and the noise at the start", stderr(bounds["learned"])),
-    ]  # fmt: skip
-    numbers["gain"] = gain.mean()
-    return Result(tuple(claims), numbers, arrays)
+    gain, bound = mean_and_error(bounds["fixed"] - bounds["learned"]), mean_and_error(bounds["learned"])
+    source = "nats below the bound of R = I, less two standard errors"
+    quantity, worst = "gain of the learned process", gain.value - 2 * gain.error
+    study.at_least(quantity, worst, config.gain, source, error=gain.error)
+    entropy = -float(jnp.mean(jax.vmap(lambda x: matching.mixture_log_prob(MIXTURE, x))(test)))
+    quantity, source = (
+        "bound of the learned process above the entropy",
+        "nats; 5 standard errors and the noise at the start",
+    )
+    study.at_least(quantity, bound.value - entropy, -5 * bound.error - 0.05, source, error=bound.error)
+    study.metrics |= {f"{name}, distance over its floor": value for name, value in floors.items()}
+    study.keep(bounds=[bounds[name].mean() for name in bounds], entropy=entropy, gain=gain.value, floors=floors)
 
 
 @eqx.filter_jit
@@ -236,31 +199,21 @@ def _judge(model, config, test, key):
     return values, {"diffusion": reverse(1.0), "flow": reverse(0.0)}
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Samples by both processes, the metric as an ellipse on the data, and the bounds."""
-    import matplotlib.pyplot as plt
-
-    arrays, numbers = result.arrays, result.metrics
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained")
-    for axis, name in zip(axes, ("fixed", "learned"), strict=False):
-        axis.plot(*arrays["data"].T, ".", color="0.8", ms=2, label="data")
-        axis.plot(*arrays[f"diffusion_{name}"].T, ".", color="C0", ms=2, label="diffusion")
-        axis.set(title=f"{name} process: {numbers[f'diffusion_{name}'] / numbers['floor']:.2f} x floor", aspect="equal")
-    axes[0].legend(fontsize=8, markerscale=4)
+    d = result.data
+    figure, (fixed, learned, metric, bounds) = draw.panels(1, 4, width=3.6)
+    for axis, (name, x) in zip((fixed, learned), d.samples.items(), strict=True):
+        draw.beside(axis, d.target, x, f"{name} process: {d.floors[f'diffusion, {name}']:.2f} x floor")
     angle = np.linspace(0, 2 * np.pi, 200)
-    circle = np.stack([np.cos(angle), np.sin(angle)])
-    for name in ("fixed", "learned"):
-        vals, vecs = np.linalg.eigh(arrays[f"metric_{name}"])
-        axes[2].plot(*(vecs @ (vals[:, None] * circle)), label=name)
-    axes[2].plot(*(0.4 * arrays["data"].T), ".", color="0.8", ms=2, zorder=0)
-    axes[2].set(title="speed of the noise by direction", aspect="equal")
-    axes[2].legend(fontsize=8)
-    axes[3].bar([0, 1], [numbers["bound_fixed"], numbers["bound_learned"]], color=["C0", "C1"])
-    axes[3].axhline(numbers["entropy"], color="k", lw=1, label="entropy of the data")
-    axes[3].set_xticks([0, 1], ["fixed", "learned"])
-    low = min(numbers["entropy"], numbers["bound_learned"])
-    axes[3].set(
-        ylabel="bound, nats", ylim=(low - 0.2, numbers["bound_fixed"] + 0.2), title=f"gain {numbers['gain']:.3f} nats"
-    )
-    axes[3].legend(fontsize=8)
+    draw.cloud(metric, 0.4 * d.target, color="0.7")
+    for name, process in d.processes.items():
+        values, vectors = np.linalg.eigh(process.metric)
+        metric.plot(*(vectors @ (values[:, None] * np.stack([np.cos(angle), np.sin(angle)]))), label=name)
+    draw.label(metric, "speed of the noise by direction")
+    bounds.bar([0, 1], d.bounds, color=["C0", "C1"])
+    bounds.axhline(d.entropy, color="k", lw=1, label="entropy of the data")
+    bounds.set_xticks([0, 1], ["fixed", "learned"])
+    limits = (min(d.entropy, d.bounds[1]) - 0.2, d.bounds[0] + 0.2)
+    draw.label(bounds, f"gain {d.gain:.3f} nats", y="bound, nats", ylim=limits)
     return figure

@@ -15,16 +15,15 @@ complete and the straight path becomes optimal.
 import dataclasses
 import math
 from functools import partial
-from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from physml import data, matching, metrics
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.recipes._result import Info, Result, at_least, at_most
+from physml.metrics import mean_and_error
+from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
 INFO = Info(
     paper="Shaul, Chen, Nickel, Le and Lipman, On kinetic optimal probability paths (2023)",
@@ -33,43 +32,48 @@ INFO = Info(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Sizes, and what the claims ask for."""
-
-    points: int = 512  # of the sets in the plane
-    sets: tuple[str, ...] = ("8 gaussians", "checkerboard", "digits")
-    digits: int = 1000
-    angles: int = 65
-    samples: int = 8192  # pairs for each angle
-    checks: int = 16384  # pairs in the direct measurement of an energy
-    bound_points: int = 1000  # samples a side in the transport bound
-    dimensions: tuple[int, ...] = (4, 16, 64, 256, 1024)
-    few: int = 16  # points of the sets of growing dimension
-    # the bounds of the claims
-    agreement: float = 0.03
-
-    def __post_init__(self):
-        unknown = set(self.sets) - set(_SETS)
-        if unknown or not self.sets:
-            raise ValueError(f"config.sets must be some of {', '.join(_SETS)}; got {', '.join(self.sets) or 'none'}")
-        if min(self.dimensions, default=0) < 1 or len(self.dimensions) < 2:
-            raise ValueError(f"config.dimensions must be two or more positive numbers, got {self.dimensions}")
-
-
 def _digits(key, config):
     x = jnp.asarray(data.digits().train_x)
     x = x[jax.random.permutation(key, len(x))[: config.digits]]
     return x.reshape(len(x), -1) / 8.0 - 1.0
 
 
-_SETS = {
+SETS = {
     "8 gaussians": lambda key, config: data.eight_gaussians(key, config.points, scale=1.35, variance=0.01),
     "checkerboard": lambda key, config: data.checkerboard(key, config.points) / 1.15,
     "digits": _digits,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Settings):
+    """Sizes, and what the claims ask for."""
+
+    points: int = 512  # of the sets in the plane
+    sets: tuple[str, ...] = setting(("8 gaussians", "checkerboard", "digits"), choices=SETS)
+    digits: int = 1000
+    angles: int = 65
+    samples: int = 8192  # pairs for each angle
+    checks: int = 16384  # pairs in the direct measurement of an energy
+    bound_points: int = 1000  # samples a side in the transport bound
+    dimensions: tuple[int, ...] = setting((4, 16, 64, 256, 1024), length=2)
+    few: int = 16  # points of the sets of growing dimension
+    # the bounds of the claims
+    agreement: float = 0.03
+
+
 PAPER = Config()
-SMOKE = Config(points=64, sets=("8 gaussians",), angles=33, samples=2048, checks=2048, bound_points=400, dimensions=(4, 256), agreement=0.06)  # fmt: skip
+SMOKE = Config(
+    points=64, sets=("8 gaussians",), angles=33, samples=2048, checks=2048, bound_points=400, dimensions=(4, 256),
+    agreement=0.06,
+)  # fmt: skip
+
+SABOTAGE = Sabotage(
+    "the path turns at nine tenths of its cost", matching, "kinetic_metric",
+    lambda exact: lambda *rest, **options: eqx.tree_at(
+        lambda metric: (metric.slope, metric.phi), exact(*rest, **options), replace_fn=lambda cost: 0.9 * cost
+    ),
+)  # fmt: skip
 
 
 @partial(jax.jit, static_argnames="config")
@@ -79,9 +83,8 @@ def _metric(points, config, key):
 
 
 @partial(jax.jit, static_argnames="n")
-def _measured(metric, points, n, key):
-    """The energy of the optimal path to the points by the exact velocity at random (t, x_t), and its standard error."""
-    path = metric.optimal()
+def _energies(path, points, n, key):
+    """The energy of a path to the points by the exact velocity at n random (t, x_t)."""
     denoiser = matching.empirical_denoiser(path, points, matching.StudentNoise(math.inf))
     velocity = matching.convert(denoiser, path, "denoiser", "velocity")
     t_key, which, noise = jax.random.split(key, 3)
@@ -94,93 +97,73 @@ def _measured(metric, points, n, key):
         t, x0, x1 = inputs
         return jnp.mean(velocity(t, path.at(t, x0, x1, x0).x, None) ** 2)
 
-    values = (1.0 - 2.0 * path.cut) * jax.lax.map(power, (t, x0, x1), batch_size=256)
-    return jnp.mean(values), jnp.std(values) / math.sqrt(n)
+    return (1.0 - 2.0 * path.cut) * jax.lax.map(power, (t, x0, x1), batch_size=256)
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Energies on each data set, then few points in growing dimension."""
+@experiment
+def run(study, config, key):
+    study.keep(sets={})
+    for i, name in study.each(enumerate(config.sets), "set"):
+        _finite_set(study, config, name, jax.random.fold_in(key, i))
+    _growing_dimension(study, config, key)
+
+
+def _finite_set(study, config, name, key):
+    """Energies of the paths to one data set."""
+    keys = jax.random.split(key, 5)
+    points = SETS[name](keys[0], config)
+    metric = _metric(points, config, keys[1])
     paths = {"straight": matching.linear(), "VP": matching.variance_preserving()}
-    claims, numbers, arrays = [], {}, {}
-    with progress_bar(len(config.sets) + len(config.dimensions), "kinetic_paths", "set", show=progress) as bar:
-        for i, name in enumerate(config.sets):
-            keys = jax.random.split(jax.random.fold_in(key, i), 5)
-            points = _SETS[name](keys[0], config)
-            metric = _metric(points, config, keys[1])
-            energy = {label: float(metric.energy(path)) for label, path in paths.items()}
-            best, dim = float(metric.minimum), points.shape[1]
-            measured, error = (float(a) for a in _measured(metric, points, config.checks, keys[2]))
-            n = min(config.bound_points, len(points))
-            noise = jax.random.normal(keys[3], (n, dim))
-            bound = float(metrics.wasserstein2(noise, points[:n])) ** 2 / dim
-            claims += [
-                at_most(f"{name}: energy of the optimal path", best, 0.99 * min(energy.values()), f"99% of the {min(energy, key=lambda k: energy[k])} path's"),
-                at_least(f"{name}: the same", best, bound, "the transport bound of Benamou and Brenier"),
-                at_most(f"{name}: metric against the exact velocity", abs(measured / best - 1.0), config.agreement + 5 * error / best, "relative; 5 standard errors more", error / best),
-            ]  # fmt: skip
-            numbers |= {f"{name}_{k}": v for k, v in energy.items()}
-            numbers |= {f"{name}_optimal": best, f"{name}_measured": measured, f"{name}_transport": bound}
-            arrays[f"separation_{name}"] = np.asarray(metric.separation)
-            arrays[f"angle_{name}"] = np.asarray(metric.angle)
-            t = jnp.linspace(0.0, 1.0, 201)
-            (a, b, _), _ = jax.vmap(metric.optimal().coefficients)(t)
-            arrays[f"path_{name}"] = np.stack([np.asarray(a), np.asarray(b)])
-            bar.update()
-        gains = []
-        for j, dim in enumerate(config.dimensions):
-            keys = jax.random.split(jax.random.fold_in(key, 1000 + j), 2)
-            points = jax.random.normal(keys[0], (config.few, dim))
-            metric = _metric(points, config, keys[1])
-            gains.append(float(1.0 - metric.minimum / metric.energy(matching.linear())))
-            bar.update()
-    arrays["dimensions"], arrays["gains"] = np.array(config.dimensions), np.array(gains)
-    numbers |= {f"gain_d{d}": g for d, g in zip(config.dimensions, gains, strict=True)}
-    claims += [
-        at_most(f"{config.few} points, gain at d = {config.dimensions[-1]}", gains[-1], 0.25 * gains[0], f"a quarter of that at d = {config.dimensions[0]}"),
-        at_least("no gain is negative", min(gains), -0.01, "the optimum is a minimum"),
-    ]  # fmt: skip
-    return Result(tuple(claims), numbers, arrays)
+    energies = {label: float(metric.energy(path)) for label, path in paths.items()}
+    study.metrics |= {f"{name}, {label}": energy for label, energy in energies.items()}
+    best, rival = float(metric.minimum), min(energies, key=lambda label: energies[label])
+    path = metric.optimal()
+    measured = mean_and_error(_energies(path, points, config.checks, keys[2]))
+    n, dim = min(config.bound_points, len(points)), points.shape[1]
+    bound = float(metrics.wasserstein2(jax.random.normal(keys[3], (n, dim)), points[:n])) ** 2 / dim
+    study.at_most(f"{name}: energy of the optimal path", best, 0.99 * energies[rival], f"99% of the {rival} path's")
+    study.at_least(f"{name}: the same", best, bound, "the transport bound of Benamou and Brenier")
+    gap, error = abs(measured.value / best - 1.0), measured.error / best
+    study.at_most(
+        f"{name}: metric against the exact velocity", gap, config.agreement + 5 * error,
+        "relative; 5 standard errors more", error=error,
+    )  # fmt: skip
+    (a, b, _), _ = jax.vmap(path.coefficients)(jnp.linspace(0.0, 1.0, 201))
+    study.data.sets[name] = metric, (a, b), energies | {"optimal": best, "along its flow": measured.value}, bound
 
 
-def plot(result: Result) -> Any:
+def _growing_dimension(study, config, key):
+    """What the optimum gains on the straight path, for few points in more and more dimensions."""
+    gains = []
+    for j, dim in study.each(enumerate(config.dimensions), "dimension"):
+        points_key, metric_key = jax.random.split(jax.random.fold_in(key, 1000 + j))
+        metric = _metric(jax.random.normal(points_key, (config.few, dim)), config, metric_key)
+        gains.append(float(1.0 - metric.minimum / metric.energy(matching.linear())))
+    first, last = config.dimensions[0], config.dimensions[-1]
+    quantity = f"{config.few} points, gain at d = {last}"
+    study.at_most(quantity, gains[-1], 0.25 * gains[0], f"a quarter of that at d = {first}")
+    study.at_least("no gain is negative", min(gains), -0.01, "the optimum is a minimum")
+    study.keep(dimensions=config.dimensions, gains=gains)
+
+
+def plot(result):
     """Separation functions, optimal schedules, energies beside their bound, and the gain over the dimension."""
-    import matplotlib.pyplot as plt
-
-    arrays, numbers = result.arrays, result.metrics
-    names = [k.removeprefix("path_") for k in arrays if k.startswith("path_")]
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.7), layout="constrained")
-    for i, name in enumerate(names):
-        angle = arrays[f"angle_{name}"]
-        axes[0].plot(angle, arrays[f"separation_{name}"], color=f"C{i}", label=name)
-        axes[1].plot(*arrays[f"path_{name}"], color=f"C{i}", label=name)
-        for marker, kind, label in (
-            ("s", "VP", "VP"),
-            ("^", "straight", "straight"),
-            ("o", "optimal", "optimal"),
-            ("x", "measured", "optimal, along the flow"),
-        ):
-            axes[2].plot(i, numbers[f"{name}_{kind}"], marker, color=f"C{i}", label=label if i == 0 else None)
-        axes[2].plot(
-            [i - 0.3, i + 0.3],
-            [numbers[f"{name}_transport"]] * 2,
-            "k-",
-            lw=1,
-            label="transport bound" if i == 0 else None,
-        )
-    axes[0].plot(angle, np.sin(angle) ** 2, "k:", label="Gaussian data")
-    axes[0].set(xlabel=r"$\theta$, noise to data", ylabel=r"$\lambda$", title="data separation")
-    axes[0].legend(fontsize=8)
-    axes[1].plot([1, 0], [0, 1], "k:", label="straight")
-    axes[1].set(xlabel=r"$\alpha$", ylabel=r"$\beta$", title="optimal schedules")
-    axes[1].legend(fontsize=8)
-    axes[2].set_xticks(range(len(names)), names)
-    axes[2].set(ylabel="energy per dimension", ylim=(0, None), xlim=(-0.6, len(names) - 0.4), title="kinetic energy")
-    axes[2].legend(fontsize=8)
-    axes[3].semilogx(arrays["dimensions"], 100 * arrays["gains"], "o-")
-    axes[3].set(
-        xlabel="dimension",
-        ylabel="% below the straight path",
-        ylim=(0, None),
-        title="few points: nothing to gain as d grows",
-    )
+    d = result.data
+    figure, (separation, schedule, energy, gain) = draw.panels(1, 4)
+    for i, (name, (metric, path, energies, bound)) in enumerate(d.sets.items()):
+        separation.plot(metric.angle, metric.separation, f"C{i}", label=name)
+        schedule.plot(*path, f"C{i}", label=name)
+        for marker, (label, value) in zip("^sox", energies.items(), strict=True):
+            energy.plot(i, value, marker, color=f"C{i}", label=None if i else label)
+        energy.hlines(bound, i - 0.3, i + 0.3, "k", lw=1, label=None if i else "transport bound")
+    angle = np.linspace(0, np.pi / 2, 100)
+    draw.theory(separation, angle, np.sin(angle) ** 2, "k:", label="Gaussian data")
+    draw.label(separation, "data separation", r"$\theta$, noise to data", r"$\lambda$")
+    draw.theory(schedule, [1, 0], [0, 1], "k:", label="straight")
+    draw.label(schedule, "optimal schedules", r"$\alpha$", r"$\beta$")
+    energy.set_xticks(range(len(d.sets)), list(d.sets))
+    draw.label(energy, "kinetic energy", y="energy per dimension", ylim=(0, None), xlim=(-0.6, len(d.sets) - 0.4))
+    gain.plot(d.dimensions, 100 * np.array(d.gains), "o-")
+    title = "few points: nothing to gain as d grows"
+    draw.label(gain, title, "dimension", "% below the straight path", log="x", ylim=(0, None))
     return figure

@@ -33,8 +33,8 @@ import functools
 import math
 import time
 from functools import partial
-from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,12 +42,12 @@ from jax import lax
 from jaxtyping import Array
 from scipy.stats import qmc
 
-from physml import data, metrics
+from physml import data, matching
 from physml.core import in_float64, noise
-from physml.core.progress import progress_bar
 from physml.core.types import Key, Scalar
-from physml.matching import LightBridge, light_bridge
-from physml.recipes import Claim, Info, Result, at_most
+from physml.matching import LightBridge
+from physml.metrics import gaussian_wasserstein2, mean_and_error
+from physml.recipes import Info, Sabotage, Settings, distances, draw, experiment
 
 INFO = Info(
     paper="Korotin, Gushchin and Burnaev, Light Schrodinger bridge (ICLR 2024)",
@@ -58,7 +58,7 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """The plans, the fit, how it is judged, and the bounds of the claims."""
 
     dims: tuple[int, ...] = (2, 16, 64)
@@ -81,19 +81,12 @@ class Config:
     seconds: float = 30.0  # of wall time; the small configuration runs beside other tests and does not judge it
     energy_ratio: float = 2.0
 
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            values = value if isinstance(value, tuple) else (value,)
-            if not values or not all(v > 0 for v in values):
-                raise ValueError(f"config.{field.name} must be positive, got {value}")
-        for name, of in (("steps", "epsilons"), ("batch_sizes", "dims")):
-            if len(getattr(self, name)) != len(getattr(self, of)):
-                raise ValueError(
-                    f"config.{name} needs one number for each of {of} {getattr(self, of)}, got {getattr(self, name)}"
-                )
-        if self.samples <= max(self.dims):
-            raise ValueError(f"config.samples must exceed the dimensions {self.dims}, got {self.samples}")
+    def rules(self):
+        return (
+            (len(self.steps) == len(self.epsilons), f"steps needs one number for each of epsilons {self.epsilons}"),
+            (len(self.batch_sizes) == len(self.dims), f"batch_sizes needs one number for each of dims {self.dims}"),
+            (self.samples > max(self.dims), f"samples must exceed the dimensions {self.dims}"),
+        )
 
 
 PAPER = Config()
@@ -103,34 +96,35 @@ SMOKE = Config(
 )  # fmt: skip
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Fit and judge a plan for each dimension and epsilon; some ten minutes with `PAPER`."""
-    claims: list[Claim] = []
-    numbers: dict[str, Any] = {}
+SABOTAGE = (
+    Sabotage(
+        "the components of the fitted plan are shifted by three hundredths of their distance", matching, "light_bridge",
+        lambda fit: lambda *ends, **options:
+            eqx.tree_at(lambda plan: plan.r, fit(*ends, **options), replace_fn=lambda r: r + 0.15),
+    ),
+    Sabotage(
+        "the fit stops after twenty steps", matching, "light_bridge",
+        lambda fit: lambda *ends, **options: fit(*ends, **(options | {"steps": 20})),
+    ),
+    Sabotage(
+        "the drift is a twentieth too strong", LightBridge, "drift",
+        lambda exact: lambda self, t, x, args=None: 1.05 * exact(self, t, x, args),
+    ),
+)  # fmt: skip
+
+
+@experiment
+def run(study, config, key):
     shape = (len(config.dims), len(config.epsilons))
-    uvp, floor, seconds = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    with progress_bar(uvp.size + len(config.figure_epsilons), "light_bridge", "fit", show=progress) as bar:
-        for cell, (i, j) in enumerate(np.ndindex(shape)):
-            dim, epsilon, cell_key = config.dims[i], config.epsilons[j], jax.random.fold_in(key, cell)
-            truth, plan, seconds[i, j] = _fit(config, i, j, jax.random.fold_in(cell_key, 0))
-            some, uvp[i, j], floor[i, j] = _judge(config, truth, plan, f"D = {dim}, eps = {epsilon:g}", cell_key)
-            claims += some
-            claims.append(
-                at_most(f"seconds to fit, D = {dim}, eps = {epsilon:g}", seconds[i, j], config.seconds, "two CPU cores")
-            )
-            name = f"{dim}_{epsilon:g}"
-            numbers |= {f"uvp_{name}": uvp[i, j], f"uvp_floor_{name}": floor[i, j]}
-            numbers |= {f"uvp_ratio_{name}": uvp[i, j] / floor[i, j], f"fit_seconds_{name}": seconds[i, j]}
-            bar.update()
-        arrays: dict[str, Any] = {"dims": config.dims, "epsilons": config.epsilons, "uvp": uvp, "floor": floor}
-        arrays |= {"figure_epsilons": config.figure_epsilons}
-        figure_key = jax.random.fold_in(key, 10_000)
-        for n, epsilon in enumerate(config.figure_epsilons):
-            arrays |= _paths(config, epsilon, n, figure_key)
-            bar.update()
-    return Result(
-        tuple(claims), {k: float(v) for k, v in numbers.items()}, {k: np.asarray(v) for k, v in arrays.items()}
-    )
+    study.keep(config=config, uvp=np.zeros(shape), floor=np.zeros(shape), bridges={})
+    for cell, (i, j) in study.each(enumerate(np.ndindex(shape)), "fit"):
+        cell_key = jax.random.fold_in(key, cell)
+        case = f"D = {config.dims[i]}, eps = {config.epsilons[j]:g}"
+        truth, plan, seconds = _fit(config, i, j, jax.random.fold_in(cell_key, 0))
+        study.data.uvp[i, j], study.data.floor[i, j] = _judge(study, config, truth, plan, case, cell_key)
+        study.at_most(f"seconds to fit, {case}", seconds, config.seconds, "two CPU cores")
+    for epsilon in study.each(config.figure_epsilons, "figure"):
+        study.data.bridges[epsilon] = _paths(config, epsilon, jax.random.fold_in(key, 10_000))
 
 
 def _fit(config, i, j, key):
@@ -145,21 +139,14 @@ def _fit(config, i, j, key):
         return _carried(truth, normal(x), u[:, 0], normal(z))
 
     started = time.perf_counter()
-    plan = light_bridge(
-        source,
-        target,
-        epsilon=epsilon,
-        components=config.components,
-        key=key,
-        steps=config.steps[j],
-        growth=config.growth,
-    )
+    options = {"components": config.components, "steps": config.steps[j], "growth": config.growth}
+    plan = matching.light_bridge(source, target, epsilon=epsilon, key=key, **options)
     jax.block_until_ready(plan)
     return truth, plan, time.perf_counter() - started
 
 
-def _judge(config, truth, plan, case, key):
-    """The claims about one fitted plan, its cBW-UVP and the floor."""
+def _judge(study, config, truth, plan, case, key):
+    """The claims about one fitted plan; returns its cBW-UVP and the floor."""
     keys, dim = jax.random.split(jax.random.fold_in(key, 1), 8), truth.r.shape[1]
     x = _normal(keys[2], config.points, dim)
     variance = float(_arrivals(truth, keys[3], 20000).var(0).sum())
@@ -167,30 +154,27 @@ def _judge(config, truth, plan, case, key):
     value, floor = one(plan, keys[4]), one(truth, keys[5])
     # The same x for both, so their errors belong together: that of the ratio by its first-order expansion.
     mean, least = value.mean(), floor.mean()
-    error = np.std((value - mean / least * floor) / least, ddof=1) / np.sqrt(len(value))
+    error = mean_and_error((value - mean / least * floor) / least).error
+    source = "exact samples, the same protocol"
+    study.at_most(f"cBW-UVP over its floor, {case}", mean / least, config.ratio, source, error=error)
 
     sets = lambda plan, key: [_arrivals(plan, k, config.marginal) for k in jax.random.split(key, 20)]
     fresh = sets(truth, keys[6])
-    apart = lambda others: np.mean([float(_energy_distance(*pair)) for pair in zip(fresh, others, strict=True)])
-    distance, least_distance = apart(sets(plan, keys[7])), apart(sets(truth, keys[0]))
-    z_mean, z_cov = _arrival_scores(config, plan, x[:3], keys[1])
-    claims = [
-        at_most(
-            f"cBW-UVP over its floor, {case}", mean / least, config.ratio, "exact samples, the same protocol", error
-        ),
-        at_most(
-            f"energy distance to fresh data, {case}",
-            distance,
-            config.energy_ratio * least_distance,
-            f"{config.energy_ratio} x that of two fresh sets",
-        ),
-        at_most(f"drift: largest |z| of the mean of x1, {case}", z_mean, 5, "the fitted plan's conditional law"),
-        at_most(f"drift: largest |z| of the covariance of x1, {case}", z_cov, 5, "the fitted plan's conditional law"),
-    ]
-    return claims, mean, least
+    apart = lambda others: distances.batchwise(distances.energy_distance, fresh, others).mean()
+    bound, source = config.energy_ratio * apart(sets(truth, keys[0])), f"{config.energy_ratio} x that of two fresh sets"
+    study.at_most(f"energy distance to fresh data, {case}", apart(sets(plan, keys[7])), bound, source)
 
-
-_energy_distance = jax.jit(metrics.energy_distance)
+    z_mean, z_cov = [], []
+    paths = _simulate(plan, x[:3], keys[1], config.paths, config.path_steps, config.path_steps)
+    for start, ends in zip(x, np.asarray(paths[:, :, -1], np.float64), strict=False):
+        mean_exact, cov_exact = (np.asarray(v, np.float64) for v in moments(plan, start))
+        shift = ends - mean_exact
+        z_mean.append(np.abs(mean_and_error(ends).z(mean_exact)).max())
+        z_cov.append(np.abs(mean_and_error(shift[:, :, None] * shift[:, None, :]).z(cov_exact)).max())
+    source = "the fitted plan's conditional law"
+    study.at_most(f"drift: largest |z| of the mean of x1, {case}", max(z_mean), 5, source)
+    study.at_most(f"drift: largest |z| of the covariance of x1, {case}", max(z_cov), 5, source)
+    return mean, least
 
 
 def _normal(key: Key, n: int, dim: int) -> Array:
@@ -216,14 +200,14 @@ def _truth(dim: int, epsilon: Scalar, components: int, key: Key) -> LightBridge:
     return LightBridge(lax.fori_loop(0, 1000, balance, -0.5 * s.sum(1) / eps), r, log_s, eps)
 
 
-def draw(plan: LightBridge, x: Array, key: Key) -> Array:
+def drawn(plan: LightBridge, x: Array, key: Key) -> Array:
     """One x1 for each row of x (n, d): `plan.sample` with matrix products for the weights."""
     which, normal = jax.random.split(key)
     return _carried(plan, x, jax.random.uniform(which, (len(x),)), _normal(normal, *x.shape))
 
 
 def _carried(plan, x, u, z):
-    """x1 (n, d) of the rows of x: the component by its cumulated weights at the uniform u (n,), then its Gaussian by z."""
+    """x1 (n, d) of the rows of x: the component by its cumulated weights at u (n,) in (0, 1), its Gaussian by z."""
     s = jnp.exp(plan.log_s)
     logits = plan.log_a[None, :] + (0.5 * (x * x) @ s.T + x @ plan.r.T) / plan.epsilon
     k = jnp.sum(jnp.cumsum(jax.nn.softmax(logits, axis=1), axis=1)[:, :-1] < u[:, None], axis=1)
@@ -249,7 +233,7 @@ def _sobol(n: int, dim: int) -> np.ndarray:
 def _arrivals(plan, key, n):
     """n samples of x1, from a source N(0, I)."""
     source, kernel = jax.random.split(key)
-    return draw(plan, _normal(source, n, plan.r.shape[1]), kernel)
+    return drawn(plan, _normal(source, n, plan.r.shape[1]), kernel)
 
 
 def moments(plan: LightBridge, x: Array) -> tuple[Array, Array]:
@@ -267,96 +251,54 @@ def bures_gaps(plan: LightBridge, truth: LightBridge, x: Array, key: Key, *, sam
 
     def one(args):
         x, key = args
-        ends = draw(plan, jnp.broadcast_to(x[None, :], (samples, len(x))), key)
-        return _bures(ends.mean(0), jnp.cov(ends.T), *moments(truth, x))
+        ends = drawn(plan, jnp.broadcast_to(x[None, :], (samples, len(x))), key)
+        return _square_of_w2(ends.mean(0), jnp.cov(ends.T), *moments(truth, x))
 
     return lax.map(one, (x, jax.random.split(key, len(x))), batch_size=50)
 
 
-@in_float64
-def _bures(mean_a, cov_a, mean_b, cov_b):
-    """BW_2^2; the eigenvalues of A B are those of L^T A L with B = L L^T. In float64: the traces cancel."""
-    root = jnp.linalg.cholesky(cov_b)
-    overlap = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(root.T @ cov_a @ root), 0)).sum()
-    return jnp.sum((mean_a - mean_b) ** 2) + jnp.trace(cov_a) + jnp.trace(cov_b) - 2 * overlap
+# The traces cancel.
+_square_of_w2 = in_float64(lambda *gaussians: gaussian_wasserstein2(*gaussians) ** 2)
 
 
-def _arrival_scores(config, plan, x, key):
-    """Largest |z| over points and entries, of the mean and of the covariance of simulated ends."""
-    count = config.paths
-    ends = np.asarray(_simulate(plan, x, key, count, config.path_steps), np.float64)
-    scores = []
-    for start, y in zip(x, ends, strict=True):
-        mean, cov = (np.asarray(v, np.float64) for v in moments(plan, start))
-        apart = y - mean
-        products = apart[:, :, None] * apart[:, None, :]
-        z = lambda values, exact: np.max(np.abs(values.mean(0) - exact) / values.std(0, ddof=1)) * np.sqrt(count)
-        scores.append((z(y, mean), z(products, cov)))
-    return np.max(scores, axis=0)
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _simulate(plan, x, key, count, steps, every):
+    """So many paths from each x, (len(x), count, times, d)."""
+    ts, keys = jnp.linspace(0.0, 1.0, steps + 1), jax.random.split(key, (len(x), count))
+    return jax.vmap(jax.vmap(lambda x, key: plan.simulate(x, ts, key=key).xs[::every], (None, 0)))(x, keys)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _simulate(plan, x, key, count, steps):
-    ts = jnp.linspace(0.0, 1.0, steps + 1)
-    keys = jax.random.split(key, (len(x), count))
-    end = lambda x, key: plan.simulate(x, ts, key=key).xs[-1]
-    return jax.vmap(jax.vmap(end, (None, 0)))(x, keys)
-
-
-def _paths(config, epsilon, n, key):
-    """The bridge from N(0, I) to the swiss roll for the figure: arrivals, and a few paths to each."""
+def _paths(config, epsilon, key):
+    """The bridge from N(0, I) to the swiss roll for the figure: data, arrivals, and a few paths from three starts."""
     data_key, fit_key, path_key, sample_key = jax.random.split(key, 4)
-    roll = lambda key: 1.6 * data.swiss_roll(key, config.figure_batch)
-    plan = light_bridge(
-        partial(_normal, n=config.figure_batch, dim=2),
-        roll,
-        epsilon=epsilon,
-        components=config.components,
-        key=fit_key,
-        steps=config.figure_steps,
-        growth=1,
-    )
+    roll = lambda key, n=config.figure_batch: 1.6 * data.swiss_roll(key, n)
+    options = {"components": config.components, "steps": config.figure_steps, "growth": 1, "key": fit_key}
+    plan = matching.light_bridge(partial(_normal, n=config.figure_batch, dim=2), roll, epsilon=epsilon, **options)
     starts = jnp.asarray([[-1.2, 0.9], [1.3, 0.7], [0.0, -1.3]])
-    grid = jnp.linspace(0.0, 1.0, 401)
-    keys = jax.random.split(path_key, (len(starts), 6))
-    one = lambda x, key: plan.simulate(x, grid, key=key).xs[::4]
-    return {
-        f"roll_{n}": 1.6 * data.swiss_roll(data_key, 1500),
-        f"arrivals_{n}": _arrivals(plan, sample_key, 1500),
-        f"paths_{n}": jax.jit(jax.vmap(jax.vmap(one, (None, 0))))(starts, keys),
-    }
+    return roll(data_key, 1500), _arrivals(plan, sample_key, 1500), _simulate(plan, starts, path_key, 6, 400, 4)
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Bridges to the swiss roll by temperature; the unexplained variance beside its floor."""
-    import matplotlib.pyplot as plt
-
-    arrays = result.arrays
-    columns = len(arrays["figure_epsilons"])
-    figure = plt.figure(figsize=(4 * columns, 7.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-    for n, axis in enumerate(np.ravel(top.subplots(1, columns, sharex=True, sharey=True))):
-        axis.scatter(*arrays[f"roll_{n}"].T, s=5, c="0.82", lw=0, label="data")
-        axis.scatter(*arrays[f"arrivals_{n}"].T, s=4, c="C0", alpha=0.35, lw=0, label="samples of the plan")
-        for i, group in enumerate(arrays[f"paths_{n}"]):
-            for path in group:
-                axis.plot(*path.T, color=f"C{i + 1}", lw=0.8, alpha=0.8)
+    d = result.data
+    config, columns = d.config, max(len(d.bridges), len(d.config.epsilons))
+    figure, axes = draw.panels(2, columns, width=4, squeeze=False)
+    for axis, (epsilon, (roll, arrivals, paths)) in zip(axes[0], d.bridges.items(), strict=False):
+        draw.cloud(axis, roll, color="0.7", label="data")
+        draw.cloud(axis, arrivals, color="C0", label="samples of the plan")
+        for i, group in enumerate(np.asarray(paths)):
+            axis.plot(*group.transpose(2, 1, 0), color=f"C{i + 1}", lw=0.8, alpha=0.8)
             axis.plot(*group[0, 0], "o", color=f"C{i + 1}", mec="k", ms=7, zorder=4)
             axis.plot(*group[:, -1].T, "x", color="k", ms=4, mew=1, zorder=5)
-        axis.set(title=rf"$\epsilon = {arrays['figure_epsilons'][n]:g}$", xlabel="$x_1$", ylabel="$x_2$")
-        axis.set_aspect("equal")
-        if n == 0:
-            axis.legend(fontsize=8, loc="upper left")
-    axes = np.ravel(bottom.subplots(1, len(arrays["epsilons"]), sharey=True))
-    for j, axis in enumerate(axes):
-        where = np.arange(len(arrays["dims"]))
-        axis.plot(where, arrays["floor"][:, j], "k_", ms=26, mew=2, label="floor: exact samples")
-        axis.plot(where, 1.5 * arrays["floor"][:, j], "_", color="0.6", ms=26, mew=1, label="1.5 x floor")
-        axis.plot(where, arrays["uvp"][:, j], "o", color="C3", label="light bridge, K = 50")
-        axis.set(yscale="log", xlabel="dimension", title=rf"$\epsilon = {arrays['epsilons'][j]:g}$")
-        axis.set_xticks(where, arrays["dims"])
-        axis.set_xlim(-0.6, len(where) - 0.4)
-        axis.grid(axis="y", alpha=0.3)
-    axes[0].set_ylabel("cBW-UVP (%)")
-    axes[0].legend(fontsize=8, loc="upper left")
+        draw.label(axis, rf"$\epsilon = {epsilon:g}$", "$x_1$", "$x_2$", legend={"markerscale": 3})
+    where = np.arange(len(config.dims))
+    for j, (axis, epsilon) in enumerate(zip(axes[1], config.epsilons, strict=False)):
+        axis.plot(where, d.floor[:, j], "k_", ms=26, mew=2, label="floor: exact samples")
+        axis.plot(where, config.ratio * d.floor[:, j], "_", color="0.6", ms=26, label=f"{config.ratio:g} x floor")
+        axis.plot(where, d.uvp[:, j], "o", color="C3", label=f"light bridge, K = {config.components}")
+        axis.set_xticks(where, config.dims)
+        limits = (-0.6, len(where) - 0.4)
+        draw.label(axis, rf"$\epsilon = {epsilon:g}$", "dimension", "cBW-UVP (%)", log="y", xlim=limits)
+    for axis in axes.flat:
+        axis.set_visible(axis.has_data())
     return figure

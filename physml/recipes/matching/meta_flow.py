@@ -3,8 +3,8 @@ r"""Meta flow matching: the flow of a population that it has never seen.
 Populations are letters: points in the plane, turned by a random angle, and their source is the same letter blurred by noise, so
 that which way a point should go depends on the letter, and the points around it tell which. Three models learn to sharpen:
 one that sees the point alone, one that is told the number of the population (one-hot), and one that gets a code of the source
-population from an encoder blind to order. Training turns the populations, except for the model whose number names one. On letters seen in training the last two know enough; on letters that were held out
-only the encoder has something to say. Judged by $W_2$ between the carried and the true population, beside the floor of two
+population from an encoder blind to order. Training turns the populations, except for the model whose number names one.
+On letters seen in training the last two know enough; on letters that were held out only the encoder has something to say. Judged by $W_2$ between the carried and the true population, beside the floor of two
 samples of the same letter.
 
 **See** Atanackovic et al., Meta flow matching: integrating vector fields on the Wasserstein manifold (2025), section 5.1.
@@ -12,17 +12,17 @@ samples of the same letter.
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from physml import matching, metrics, nn, train
-from physml.core.types import Key
-from physml.recipes._result import Info, Result, at_least, at_most
+from physml import matching, nn
+from physml.metrics import mean_and_error
+from physml.recipes import Info, Sabotage, Settings, draw, experiment
+from physml.recipes.distances import batchwise, wasserstein2
+from physml.recipes.matching._fit import fit
 
 INFO = Info(
     paper="Atanackovic et al., Meta flow matching (2025)",
@@ -32,7 +32,7 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
     seen: str = "ABCDEFGHIJKLMNOPQRSTUVW"
@@ -51,46 +51,42 @@ class Config:
     # None: not asked; a few hundred steps on eight letters decide nothing between the fields
     significance: float | None = 2.0
 
-    def __post_init__(self):
-        if not self.seen or not self.held_out or set(self.seen) & set(self.held_out):
-            raise ValueError(
-                f"config.seen and config.held_out must be letters without overlap; got {self.seen!r}, {self.held_out!r}"
-            )
-        for name in ("turns", "points", "train_steps", "populations", "width", "code", "ode_steps", "judged"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config.{name} must be at least 1, got {getattr(self, name)}")
+    def rules(self):
+        apart = self.seen and self.held_out and not set(self.seen) & set(self.held_out)
+        return ((bool(apart), "seen and held_out must be letters without overlap"),)
 
 
 PAPER = Config()
-SMOKE = Config(seen="ABCDEFGH", held_out="XYZ", turns=6, points=64, train_steps=400, populations=8, width=64, code=16, ode_steps=10, judged=6, better=1.05, significance=None)  # fmt: skip
+SMOKE = Config(
+    seen="ABCDEFGH", turns=6, points=64, train_steps=400, populations=8, width=64, code=16, ode_steps=10, judged=6,
+    better=1.05, significance=None,
+)  # fmt: skip
 PATH = matching.linear()
-# Compiled once for all populations.
-_wasserstein2 = jax.jit(metrics.wasserstein2)
+# What each model knows of the population.
+KINDS = {"none": "no code", "number": "number", "population": "population code"}
+
+SABOTAGE = Sabotage(
+    "the field learns to blur letters instead of sharpening them", matching, "match_populations",
+    lambda exact: lambda model, path, sources, targets, **options: exact(model, path, targets, sources, **options),
+)  # fmt: skip
 
 
-def _letter(character: str, n: int, rng: np.random.Generator) -> np.ndarray:
+def _letter(character, n, rng):
     """n points uniform on the shape of a letter, centred, two high."""
     from matplotlib.path import Path
     from matplotlib.textpath import TextPath
 
     # All holes and strokes of the glyph are one compound path.
     glyph = TextPath((0, 0), character, size=1)
-    outline = Path(glyph.vertices, glyph.codes)
+    outlines = [Path(polygon) for polygon in Path(glyph.vertices, glyph.codes).to_polygons()]
     low, high = glyph.vertices.min(0), glyph.vertices.max(0)
     points = np.empty((0, 2))
     while len(points) < n:
         draws = rng.uniform(low, high, (8 * n, 2))
         # A point is in the letter if it is in an odd number of its outlines.
-        inside = sum(polygon.contains_points(draws).astype(int) for polygon in _polygons(outline)) % 2 == 1
+        inside = sum(outline.contains_points(draws).astype(int) for outline in outlines) % 2 == 1
         points = np.concatenate([points, draws[inside]])
-    height = high[1] - low[1]
-    return (points[:n] - 0.5 * (low + high)) * (2.0 / height)
-
-
-def _polygons(outline):
-    from matplotlib.path import Path
-
-    return [Path(polygon) for polygon in outline.to_polygons()]
+    return (points[:n] - 0.5 * (low + high)) * (2.0 / (high[1] - low[1]))
 
 
 def _populations(letters, config, rng):
@@ -152,96 +148,72 @@ def _carry(model, sources, numbers, steps):
     return jax.vmap(lambda x, k: model.transport(x, steps=steps, code=code(x, k)))(sources, numbers)
 
 
-def _distances(x, y):
-    return np.array([float(_wasserstein2(a, b)) for a, b in zip(x, y, strict=True)])
-
-
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Train three models on the seen letters; carry seen and held-out letters from fresh noise."""
+@experiment
+def run(study, config, key):
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint64))
     targets, sources = _populations(config.seen, config, rng)
     new_targets, new_sources = _populations(config.held_out, config, rng)
     which = rng.permutation(len(targets))[: config.judged]
     fresh = targets[which] + config.blur * rng.standard_normal(targets[which].shape).astype(np.float32)
-    new = slice(0, min(config.judged, len(new_targets)))
-    pick = rng.permutation(len(new_targets))[new]
+    pick = rng.permutation(len(new_targets))[: config.judged]
     new_targets, new_sources = new_targets[pick], new_sources[pick]
+    apart = partial(batchwise, wasserstein2)
 
-    numbers, arrays, values = {}, {}, {}
-    for i, kind in enumerate(("none", "number", "population")):
-        keys = jax.random.split(jax.random.fold_in(key, i), 2)
-        optimizer = optax.chain(
-            optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, config.train_steps))
-        )
-        fit = train.fit(
-            _loss(max(config.points // 2, 1), kind != "number"), _model(kind, len(targets), config, keys[0]), (targets, sources, np.arange(len(targets), dtype=np.int32)),
-            optimizer=optimizer, steps=config.train_steps, batch_size=min(config.populations, len(targets)), ema_decay=0.999, key=keys[1], progress=progress,
-        )  # fmt: skip
-        seen = _carry(fit.ema, jnp.asarray(fresh), jnp.asarray(which), config.ode_steps)
+    data = targets, sources, np.arange(len(targets), dtype=np.int32)
+    rows, seen, held = min(config.populations, len(targets)), {}, {}
+    study.keep(letters={"source": new_sources})
+    for i, (kind, label) in study.each(enumerate(KINDS.items()), "field"):
+        model_key, fit_key = jax.random.split(jax.random.fold_in(key, i), 2)
+        model = fit(
+            _loss(max(config.points // 2, 1), kind != "number"), _model(kind, len(targets), config, model_key), data,
+            rate=1e-3, clip_norm=1.0, steps=config.train_steps, batch_size=rows, key=fit_key,
+        ).ema  # fmt: skip
+        seen[kind] = apart(_carry(model, jnp.asarray(fresh), jnp.asarray(which), config.ode_steps), targets[which])
         # A held-out population has no number: that model gets none.
-        held = _carry(fit.ema, jnp.asarray(new_sources), None, config.ode_steps)
-        values[kind] = {"seen": _distances(seen, targets[which]), "held out": _distances(held, new_targets)}
-        numbers |= {f"{kind}_{k}": v.mean() for k, v in values[kind].items()}
-        arrays[f"held_{kind}"], arrays[f"seen_{kind}"] = np.asarray(held[:4]), np.asarray(seen[:4])
-    blurred = _distances(new_sources, new_targets)
-    floor = _distances(*_resampled(config, rng))
-    numbers |= {"blurred": blurred.mean(), "floor": floor.mean()}
-    ours, error = values["population"]["held out"], lambda a: a.std(ddof=1) / np.sqrt(len(a))
-    claims = [
-        at_most("held-out letters: W2, population code", ours.mean(), config.better * values[other]["held out"].mean(), f"{config.better:g} x that of the {label}", error(ours))
-        for other, label in (("none", "field without code"), ("number", "field given the number, here none"))
-    ] + [
-        at_most("held-out letters: W2, population code, against the source itself", ours.mean(), blurred.mean(), "W2 of the blurred letters"),
-        at_most("seen letters: W2, population code", values["population"]["seen"].mean(), config.better * values["none"]["seen"].mean(), f"{config.better:g} x that of the field without code"),
-    ]  # fmt: skip
-    if config.significance is not None:
-        gain = values["none"]["held out"] - ours
-        claims.append(at_least("held-out letters, paired gain on the field without code", gain.mean() / error(gain), config.significance, "standard errors over populations"))  # fmt: skip
-    arrays |= {"new": new_targets[:4], "blurred": new_sources[:4]}
-    return Result(tuple(claims), numbers, arrays)
-
-
-def _resampled(config, rng):
-    """Pairs of independent samples of held-out letters, not turned: the floor of W2."""
+        carried = _carry(model, jnp.asarray(new_sources), None, config.ode_steps)
+        held[kind] = apart(carried, new_targets)
+        study.metrics |= {f"seen letters: W2, {label}": seen[kind].mean()}
+        study.data.letters[label] = carried[:4]
+    # Pairs of samples of held-out letters, not turned: the floor of W2.
     pairs = [
         (_letter(c, config.points, rng), _letter(c, config.points, rng)) for c in config.held_out for _ in range(3)
     ]
-    a, b = (np.stack(side).astype(np.float32) for side in zip(*pairs, strict=True))
-    return a, b
+    floor = apart(*np.stack(pairs, axis=1).astype(np.float32)).mean()
+    blurred, ours = apart(new_sources, new_targets).mean(), mean_and_error(held["population"])
+    quantity = "held-out letters: W2, population code"
+    beside = lambda label: f"{config.better:g} x that of the field {label}"
+    study.at_most(quantity, ours, config.better * held["none"].mean(), beside("without code"))
+    bound, source = config.better * held["number"].mean(), beside("given the number, here none")
+    study.at_most(f"{quantity}, against the number", ours, bound, source)
+    study.at_most(f"{quantity}, against the source itself", ours.value, blurred, "W2 of the blurred letters")
+    ours, bound = seen["population"].mean(), config.better * seen["none"].mean()
+    study.at_most("seen letters: W2, population code", ours, bound, beside("without code"))
+    if config.significance is not None:
+        gain = mean_and_error(held["none"] - held["population"])
+        quantity, source = "held-out letters, paired gain on the field without code", "standard errors over populations"
+        study.at_least(quantity, gain.z(0.0), config.significance, source)
+    study.measure(floor=floor)
+    study.data.letters["truth"] = new_targets[:4]
+    study.keep(seen=seen, held=held, floor=floor, blurred=blurred)
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Held-out letters: blurred, sharpened by each model, and true; and the distances."""
     import matplotlib.pyplot as plt
 
-    arrays, numbers = result.arrays, result.metrics
-    rows = [
-        ("blurred", "source"),
-        ("held_none", "no code"),
-        ("held_number", "number"),
-        ("held_population", "population code"),
-        ("new", "truth"),
-    ]
+    d = result.data
     figure = plt.figure(figsize=(12, 5.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.5, 1))
-    axes = left.subplots(len(arrays["new"]), len(rows), squeeze=False)
-    for row, line in enumerate(axes):
-        for axis, (name, title) in zip(line, rows, strict=True):
-            axis.plot(*arrays[name][row].T, ".", ms=1.5)
-            axis.set(aspect="equal", xlim=(-1.8, 1.8), ylim=(-1.8, 1.8), xticks=[], yticks=[])
-            if row == 0:
-                axis.set_title(title, fontsize=9)
+    axes = left.subplots(len(d.letters["truth"]), len(d.letters), squeeze=False)
+    for column, (label, letters) in zip(axes.T, d.letters.items(), strict=True):
+        for axis, letter in zip(column, letters, strict=False):
+            draw.cloud(axis, letter, reach=1.8)
+        column[0].set_title(label, fontsize=9)
     axis = right.subplots()
-    for k, kind in enumerate(("none", "number", "population")):
-        axis.bar(
-            np.arange(2) + 0.27 * (k - 1),
-            [numbers[f"{kind}_seen"], numbers[f"{kind}_held out"]],
-            0.25,
-            label={"none": "no code", "number": "number"}.get(kind, "population code"),
-        )
-    axis.axhline(numbers["floor"], color="k", lw=1, label="two samples of a letter")
-    axis.axhline(numbers["blurred"], color="0.6", lw=1, ls="--", label="the source")
+    for k, (kind, label) in enumerate(KINDS.items()):
+        axis.bar(np.arange(2) + 0.27 * (k - 1), [d.seen[kind].mean(), d.held[kind].mean()], 0.25, label=label)
+    axis.axhline(d.floor, color="k", lw=1, label="two samples of a letter")
+    axis.axhline(d.blurred, color="0.6", lw=1, ls="--", label="the source")
     axis.set_xticks(range(2), ["seen letters", "held-out letters"])
-    axis.set(ylabel="$W_2$ to the truth")
-    axis.legend(fontsize=8)
+    draw.label(axis, y="$W_2$ to the truth", ylim=(0, 1.4 * d.blurred))
     return figure

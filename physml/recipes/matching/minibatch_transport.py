@@ -33,19 +33,17 @@ al., Simulation-free Schrodinger bridges via score and flow matching (2024), tab
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from physml import data, matching, metrics, nn, train
-from physml.core.progress import progress_bar
-from physml.core.types import Key
+from physml import data, matching, nn, train
 from physml.integrate import Dynamics, Heun, integrate
-from physml.matching.couplings.couple import couple
-from physml.recipes._result import Info, Result, at_most
+from physml.metrics import mean_and_error
+from physml.recipes import Info, Sabotage, Settings, draw, experiment
+from physml.recipes.distances import batchwise, wasserstein2
 
 INFO = Info(
     paper="Tong et al., Improving and generalizing flow-based generative models with minibatch OT (2024); SF2M (2024)",
@@ -70,7 +68,7 @@ PUBLISHED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
     pairs: tuple[str, ...] = ("normal-8gaussians", "8gaussians-moons", "normal-moons")
@@ -92,20 +90,13 @@ class Config:
     floor_ratio: float = 2.0
     energy_ratio: float = 1.0  # of the published path energy
 
-    def __post_init__(self):
-        unknown = [pair for pair in self.pairs if pair.count("-") != 1 or set(pair.split("-")) - set(LAWS)]
-        if unknown or not self.pairs:
-            raise ValueError(
-                f"config.pairs must join two of {', '.join(LAWS)} by '-'; got {', '.join(unknown) or 'none'}"
-            )
-        if self.transport < 1 or self.train_points % self.transport:
-            raise ValueError(f"config.transport={self.transport} must divide train_points={self.train_points}")
-        if self.sigma <= 0:
-            raise ValueError(f"config.sigma must be positive, got {self.sigma}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(value) is int and value < 1:
-                raise ValueError(f"config.{field.name} must be at least 1, got {value}")
+    def rules(self):
+        joined = all(pair.count("-") == 1 and set(pair.split("-")) <= set(LAWS) for pair in self.pairs)
+        divided = self.train_points % self.transport == 0
+        return (joined, f"pairs must join two of {', '.join(LAWS)} by '-'"), (
+            divided,
+            "transport must divide train_points",
+        )
 
 
 PAPER = Config()
@@ -115,10 +106,13 @@ SMOKE = Config(
     train_steps=1500, ode_steps=25, sde_steps=50, energy_ratio=4.0,
 )  # fmt: skip
 
-_OPTIMIZER = optax.adamw(1e-3, weight_decay=1e-5)
+SABOTAGE = Sabotage(
+    "the couplings leave the rows as they come", matching, "couple",
+    lambda exact: lambda coupling, *rows, **options: exact(matching.Independent(), *rows, **options),
+)  # fmt: skip
 
 
-def _loss(config: Config, method: str):
+def _loss(config, method):
     """One loss for all methods: what differs are the rows, paired ahead, and the path."""
     path = matching.brownian_bridge(config.sigma) if method == "SF2M" else matching.linear()
 
@@ -129,14 +123,8 @@ def _loss(config: Config, method: str):
     return loss
 
 
-def _coupling(config: Config, method: str):
-    if method == "SF2M":
-        return matching.Entropic(config.sigma**2)
-    return matching.Assignment() if method == "OT-CFM" else matching.Independent()
-
-
-def _training_rows(config: Config, law, key):
-    """What is coupled, (rounds * points, 2): noise is drawn anew for every round, data are one set in that many shuffles."""
+def _training_rows(config, law, key):
+    """What is coupled, (rounds * points, 2): noise is drawn anew for every round, data are one set in many shuffles."""
     points, rounds = config.train_points, config.rounds
     if law is LAWS["normal"]:
         return law(key, rounds * points)
@@ -150,7 +138,7 @@ def _pair(coupling, x0, x1, size, key):
     """The rows of both laws, paired in blocks of `size`."""
     blocks = x0.reshape(-1, size, 2), x1.reshape(-1, size, 2)
     keys = jax.random.split(key, len(blocks[0]))
-    pairs = jax.lax.map(lambda x: couple(coupling, x[0], x[1], key=x[2])[:2], (*blocks, keys))
+    pairs = jax.lax.map(lambda x: matching.couple(coupling, x[0], x[1], key=x[2])[:2], (*blocks, keys))
     return jax.tree.map(lambda x: x.reshape(-1, 2), pairs)
 
 
@@ -166,12 +154,11 @@ def _flow(velocity, x0, steps):
 
 @partial(jax.jit, static_argnames="steps")
 def _diffuse(net, x0, sigma, steps, key):
-    v, s = net["velocity"], net["score"]
-    return matching.sample_sde_batch(v, s, x0, epsilon=0.5 * sigma**2, steps=steps, key=key)
+    return matching.sample_sde_batch(net["velocity"], net["score"], x0, epsilon=0.5 * sigma**2, steps=steps, key=key)
 
 
-def _even(law: str, n: int, which: int) -> jax.Array:
-    """n points of a law, spread evenly by Sobol's sequence: averages over them are far closer than over random samples."""
+def _even(law, n, which):
+    """n points of a law, spread evenly by Sobol's sequence: averages over them are closer than over random ones."""
     from scipy.special import ndtri
     from scipy.stats import qmc
 
@@ -189,111 +176,90 @@ def _even(law: str, n: int, which: int) -> jax.Array:
     return jnp.asarray(x, jnp.float32)
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """Train every method on every pair, sample, and measure."""
-    losses = {method: _loss(config, method) for method in METHODS}
-    tables: dict[str, list[float]] = {}
-    arrays: dict[str, np.ndarray] = {}
-    with progress_bar(config.seeds * len(config.pairs) * 4, "transport", "law", show=progress) as bar:
-        for seed in range(config.seeds):
-            for p, pair in enumerate(config.pairs):
-                pair_key = jax.random.fold_in(jax.random.fold_in(key, seed), p)
-                row, kept = _one_pair(config, losses, pair, pair_key, bar)
-                for name, value in row.items():
-                    tables.setdefault(f"{pair} {name}", []).append(value)
-                arrays |= {f"{pair} {name}": value for name, value in kept.items()} if seed == 0 else {}
-    numbers = {name: float(np.mean(values)) for name, values in tables.items()}
-    spread = {n: float(np.std(v, ddof=1) / len(v) ** 0.5) if len(v) > 1 else None for n, v in tables.items()}
-    return Result(tuple(_claims(config, numbers, spread)), numbers, arrays)
+@experiment
+def run(study, config, key):
+    study.keep(means={}, figures={})
+    for p, pair in enumerate(config.pairs):
+        keys = [jax.random.fold_in(jax.random.fold_in(key, seed), p) for seed in range(config.seeds)]
+        rows, figures = zip(*[_one_pair(config, pair, k) for k in study.each(keys, f"training, {pair}")], strict=True)
+        values = {name: [row[name] for row in rows] for name in rows[0]}
+        means = {name: float(np.mean(x)) for name, x in values.items()}
+        found = {name: mean_and_error(x) if len(x) > 1 else x[0] for name, x in values.items()}
+        _claims(study, config, pair, found, means)
+        study.metrics |= {f"{pair}, {name}": mean for name, mean in means.items() if "W2" not in name}
+        study.data.means[pair], study.data.figures[pair] = means, figures[0]
 
 
-def _one_pair(config, losses, pair, key, bar):
-    source, target = (LAWS[name] for name in pair.split("-"))
+def _one_pair(config, pair, key):
+    """The numbers of every method on one pair of laws, and the target and paths of the figure."""
+    laws = pair.split("-")
+    source, target = (LAWS[name] for name in laws)
     set_key, test_key, net_key, fit_key, sde_key = jax.random.split(key, 5)
     sets = [_training_rows(config, law, k) for law, k in zip((source, target), jax.random.split(set_key), strict=True)]
     draws = jax.random.split(test_key, (config.repeats, 3))
     test = lambda law, i, s: [law(k, config.samples, stratified=s) for k in draws[:, i]]
     x0s, x1s = test(source, 0, config.stratified), test(target, 1, config.stratified)
     others = test(target, 2, False)  # what an exact sampler draws is independent
-    distance = lambda xs, ys: float(np.mean([float(metrics.wasserstein2(x, y)) for x, y in zip(xs, ys, strict=True)]))
-    starts, ends = _even(pair.split("-")[0], config.even, 0), _even(pair.split("-")[1], config.even, 1)
+    distance = lambda xs: batchwise(wasserstein2, xs, x1s).mean()
+    starts, ends = (_even(law, config.even, i) for i, law in enumerate(laws))
     optimum = float(matching.Assignment().pair(starts, ends, key=set_key).cost)
-    row = {"floor": distance(x1s, others), "optimum": optimum}
-    kept = {"target": np.asarray(x1s[0][:2000])}
-    bar.update()
-    for m, method in enumerate(METHODS):
+    row, figure = {"floor": distance(others), "optimum": optimum}, {"target": x1s[0][:2000]}
+    couplings = matching.Independent(), matching.Assignment(), matching.Entropic(config.sigma**2)
+    for m, (method, coupling) in enumerate(zip(METHODS, couplings, strict=True)):
         keys = jax.random.split(jax.random.fold_in(net_key, m), 3)
         mlp = partial(nn.MLP, 2, width=config.width, depth=3, activation=jax.nn.selu, frequencies=0)
         net = {"velocity": mlp(key=keys[0])} | ({"score": mlp(key=keys[1])} if method == "SF2M" else {})
-        rows = _pair(_coupling(config, method), *sets, config.transport, keys[2])
-        fit = train.fit(
-            losses[method], net, rows, optimizer=_OPTIMIZER, steps=config.train_steps, batch_size=config.batch_size,
-            ema_decay=0.999, key=fit_key, progress=False, chunk=500,
-        )  # fmt: skip
-        velocity = fit.ema["velocity"]
-        ends = [_flow(velocity, x0, config.ode_steps)[0] for x0 in x0s]
-        _, energies, paths = _flow(velocity, starts, config.ode_steps)
-        excess = float(jnp.mean(energies)) / optimum - 1.0
-        row |= {f"{method} W2": distance(ends, x1s), f"{method} NPE": abs(excess), f"{method} excess": excess}
-        kept |= {f"{method} paths": np.asarray(paths)}
+        rows = _pair(coupling, *sets, config.transport, keys[2])
+        net = train.fit(
+            _loss(config, method), net, rows, optimizer=optax.adamw(1e-3, weight_decay=1e-5), steps=config.train_steps,
+            batch_size=config.batch_size, ema_decay=0.999, key=fit_key, progress=False, chunk=500,
+        ).ema  # fmt: skip
+        row[f"{method} W2"] = distance([_flow(net["velocity"], x0, config.ode_steps)[0] for x0 in x0s])
+        _, energies, figure[method] = _flow(net["velocity"], starts, config.ode_steps)
+        row[f"{method} excess"] = float(jnp.mean(energies)) / optimum - 1.0
+        row[f"{method} NPE"] = abs(row[f"{method} excess"])
         if method == "SF2M":
-            diffused = [_diffuse(fit.ema, x0, config.sigma, config.sde_steps, sde_key) for x0 in x0s]
-            row["SF2M diffusion W2"] = distance(diffused, x1s)
-        bar.update()
-    return row, kept
+            diffused = [_diffuse(net, x0, config.sigma, config.sde_steps, sde_key) for x0 in x0s]
+            row["SF2M diffusion W2"] = distance(diffused)
+    return row, figure
 
 
-def _claims(config, numbers, spread):
-    for pair in config.pairs:
-        get = lambda name, pair=pair: (numbers[f"{pair} {name}"], spread[f"{pair} {name}"])
-        floor = numbers[f"{pair} floor"]
-        for method in ("OT-CFM", "SF2M", "SF2M diffusion"):
-            value, error = get(f"{method} W2")
-            bound, source = config.floor_ratio * floor, f"{config.floor_ratio:g} x two exact samples"
-            yield at_most(f"{pair}, {method}: W2", value, bound, source, error)
-            if config.samples >= 10_000 and (pair, method) in PUBLISHED:
-                yield at_most(f"{pair}, {method}: W2", value, PUBLISHED[pair, method][0], "published", error)
-        for method in ("OT-CFM", "SF2M"):
-            value, error = get(f"{method} NPE")
-            if (pair, method) in PUBLISHED:
-                bound = config.energy_ratio * PUBLISHED[pair, method][1]
-                source = "published" if config.energy_ratio == 1 else f"{config.energy_ratio:g} x published"
-                yield at_most(f"{pair}, {method}: path energy", value, bound, source, error)
-        yield at_most(f"{pair}: path energy of OT-CFM", get("OT-CFM NPE")[0], get("I-CFM NPE")[0], "I-CFM's")
+def _claims(study, config, pair, found, means):
+    bound, source = config.floor_ratio * means["floor"], f"{config.floor_ratio:g} x two exact samples"
+    for method in ("OT-CFM", "SF2M", "SF2M diffusion"):
+        w2 = found[f"{method} W2"]
+        study.at_most(f"{pair}, {method}: W2", w2, bound, source)
+        if config.samples >= 10_000 and (pair, method) in PUBLISHED:
+            study.at_most(f"{pair}, {method}: W2 beside the paper's", w2, PUBLISHED[pair, method][0], "published")
+    source = "published" if config.energy_ratio == 1 else f"{config.energy_ratio:g} x published"
+    for method in ("OT-CFM", "SF2M"):
+        if (pair, method) in PUBLISHED:
+            energy, published = found[f"{method} NPE"], PUBLISHED[pair, method][1]
+            study.at_most(f"{pair}, {method}: path energy", energy, config.energy_ratio * published, source)
+    study.at_most(f"{pair}: path energy of OT-CFM", means["OT-CFM NPE"], means["I-CFM NPE"], "I-CFM's")
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Paths of the flows, source to target, and the two tables as bars."""
-    import matplotlib.pyplot as plt
-
-    pairs = list(dict.fromkeys(name.split(" ")[0] for name in result.metrics))
-    figure, axes = plt.subplots(
-        len(pairs), 4, figsize=(14, 3.4 * len(pairs)), layout="constrained", squeeze=False, width_ratios=(1, 1, 1, 1.3)
-    )
-    for row, pair in zip(axes, pairs, strict=True):
+    d = result.data
+    figure, axes = draw.panels(len(d.means), 4, width=3.5, squeeze=False, width_ratios=(1, 1, 1, 1.3))
+    for row, (pair, numbers) in zip(axes, d.means.items(), strict=True):
         for axis, method in zip(row, METHODS, strict=False):
-            paths = result.arrays[f"{pair} {method} paths"]
-            axis.plot(*result.arrays[f"{pair} target"].T, ".", color="0.85", ms=2)
+            paths = np.asarray(d.figures[pair][method])
+            draw.cloud(axis, d.figures[pair]["target"], color="0.7")
             axis.plot(*paths.transpose(2, 1, 0), color="C0", lw=0.4, alpha=0.6)
-            axis.plot(*paths[:, 0].T, ".", color="k", ms=2)
-            axis.plot(*paths[:, -1].T, ".", color="C3", ms=3)
-            axis.set(title=f"{pair.replace('-', ' to ')}: {method}", aspect="equal")
-        names = [*METHODS, "SF2M diffusion"]
-        value = lambda name, pair=pair: result.metrics[f"{pair} {name}"]
+            draw.cloud(axis, paths[:, 0], color="k", alpha=1)
+            draw.cloud(axis, paths[:, -1], f"{pair.replace('-', ' to ')}: {method}", color="C3", size=3, alpha=1)
+        bars, names = row[3], [*METHODS, "SF2M diffusion"]
         at = np.arange(len(names))
-        row[3].bar(
-            at - 0.2, [value(f"{name} W2") / value("floor") for name in names], 0.36, color="C0", label="W2 / floor"
-        )
-        energies = [value(f"{name} NPE") if name in METHODS else np.nan for name in names]
-        row[3].bar(at + 0.2, energies, 0.36, color="C1", label="path energy, normalised")
-        for method in METHODS:
+        bars.bar(at - 0.2, [numbers[f"{name} W2"] / numbers["floor"] for name in names], 0.36, label="W2 / floor")
+        bars.bar(at[:3] + 0.2, [numbers[f"{name} NPE"] for name in METHODS], 0.36, label="path energy, normalised")
+        for place, method in enumerate(METHODS):
             if (pair, method) in PUBLISHED:
-                place = METHODS.index(method)
-                row[3].hlines(PUBLISHED[pair, method][1], place + 0.02, place + 0.38, color="k", lw=2)
-        row[3].set_yscale("log")
-        row[3].axhline(1.0, color="0.5", lw=1)
-        row[3].set_xticks(at, ["I-CFM", "OT-CFM", "SF2M\nflow", "SF2M\ndiffusion"], fontsize=8)
-        row[3].set_title("black: published path energy", fontsize=9)
-        row[3].set_ylim(top=10.0)
-        row[3].legend(fontsize=7, loc="upper center", ncols=2)
+                bars.hlines(PUBLISHED[pair, method][1], place + 0.02, place + 0.38, color="k", lw=2)
+        bars.axhline(1.0, color="0.5", lw=1)
+        bars.set_xticks(at, ["I-CFM", "OT-CFM", "SF2M\nflow", "SF2M\ndiffusion"], fontsize=8)
+        place = {"loc": "upper center", "ncols": 2, "fontsize": 7}
+        draw.label(bars, "black: published path energy", log="y", legend=place)
+        bars.set_ylim(top=10.0)
     return figure

@@ -10,20 +10,17 @@ eqs. 4 and 6, theorem 3.1 and proposition 3.3.
 
 import dataclasses
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from scipy import stats
 
-from physml import data, matching, nn, train
-from physml.core.progress import progress_bar
-from physml.core.types import Key
-from physml.recipes._distances import floor_distance, mean_distance
-from physml.recipes._result import Info, Result, at_most, close_to
+from physml import data, matching, nn
+from physml.metrics import power_law
+from physml.recipes import Info, Sabotage, Settings, distances, draw, experiment
+from physml.recipes.matching._fit import fit
 
 INFO = Info(
     paper="Xu, Liu, Tian, Tong, Tegmark and Jaakkola, PFGM++ (2023)",
@@ -33,10 +30,10 @@ INFO = Info(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Sizes, and what the claims ask for."""
 
-    degrees: tuple[float, ...] = (1.0, 4.0, 32.0, 256.0, math.inf)
+    degrees: tuple[float, ...] = (1.0, 4.0, 32.0, 256.0, math.inf)  # D; infinity is diffusion
     train_steps: int = 8000
     batch_size: int = 512
     width: int = 96
@@ -46,30 +43,24 @@ class Config:
     # the bounds of the claims
     floor_ratio: float = 2.0
 
-    def __post_init__(self):
-        if not self.degrees or min(self.degrees) <= 0:
-            raise ValueError(f"config.degrees must be positive numbers (inf for diffusion), got {self.degrees}")
-        for name in ("train_steps", "batch_size", "width", "samples", "repeats", "ode_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config.{name} must be at least 1, got {getattr(self, name)}")
-
 
 PAPER = Config()
 SMOKE = Config(
-    degrees=(4.0, math.inf),
-    train_steps=800,
-    batch_size=256,
-    width=64,
-    samples=400,
-    repeats=4,
-    ode_steps=30,
+    degrees=(4.0, math.inf), train_steps=800, batch_size=256, width=64, samples=400, repeats=4, ode_steps=30,
     floor_ratio=8.0,
-)
+)  # fmt: skip
 PATH = matching.edm(0.02, 20.0)
 
-
-def _draw(key, n):
-    return data.pinwheel(key, n)
+SABOTAGE = (
+    Sabotage(
+        "the charges sit a thousandth too close to the centre", matching, "empirical_denoiser",
+        lambda exact: lambda path, points, noise: exact(path, 0.999 * points, noise),
+    ),
+    Sabotage(
+        "the noise has half the degrees of freedom", matching.StudentNoise, "sample",
+        lambda exact: lambda self, shape, *, key: exact(matching.StudentNoise(self.degrees / 2), shape, key=key),
+    ),
+)  # fmt: skip
 
 
 def _loss(noise):
@@ -104,105 +95,64 @@ def _charges(points, d, x, sigma):
     return math.sqrt(d) * (weight @ gap) / (weight.sum() * r)
 
 
-def _exact_checks(key):
-    """The largest difference of field and velocity, and of D-denoisers from the Gaussian one over D."""
-    points = np.asarray(_draw(key, 12), np.float64)
-    x = np.array([0.4, -0.7])
-    worst = 0.0
-    denoise = lambda d: matching.empirical_denoiser(PATH, jnp.asarray(points, jnp.float32), matching.StudentNoise(d))
-    t = jnp.asarray(0.6)
+def _exact(study, key):
+    """The field of a few charges against the velocity, and its approach to diffusion."""
+    points, x, t = np.asarray(data.pinwheel(key, 12), np.float64), np.array([0.4, -0.7]), jnp.asarray(0.6)
     (sigma, _, _), _ = PATH.coefficients(t)
+
+    def denoised(d):
+        denoiser = matching.empirical_denoiser(PATH, jnp.asarray(points, jnp.float32), matching.StudentNoise(d))
+        return np.asarray(denoiser(t, jnp.asarray(x, jnp.float32)))
+
+    worst = 0.0
     for d in (1.0, 8.0, 64.0):
-        ours = (x - np.asarray(denoise(d)(t, jnp.asarray(x, jnp.float32)))) / float(sigma)
         field = _charges(points, d, x, float(sigma))
-        worst = max(worst, float(np.abs(ours - field).max() / np.abs(field).max()))
-    sizes = np.array([64.0, 256.0, 1024.0])
-    limit = np.asarray(denoise(math.inf)(t, jnp.asarray(x, jnp.float32)))
-    gaps = [np.linalg.norm(np.asarray(denoise(d)(t, jnp.asarray(x, jnp.float32))) - limit) for d in sizes]
-    return worst, np.polyfit(np.log(sizes), np.log(gaps), 1)[0], sizes, np.array(gaps)
+        worst = max(worst, np.abs((x - denoised(d)) / float(sigma) - field).max() / np.abs(field).max())
+    source = "relative; the field summed in double precision"
+    study.at_most("velocity against the field of the charges, D = 1, 8, 64", worst, 1e-4, source)
+    sizes = [64.0, 256.0, 1024.0]
+    gaps = [np.linalg.norm(denoised(d) - denoised(math.inf)) for d in sizes]
+    power, _ = power_law(sizes, gaps)
+    source = "proposition 3.3 holds with 1/D corrections"
+    study.near("slope of the distance to diffusion over D", power.value, -1.0, source, atol=0.1)
+    study.keep(sizes=sizes, gaps=gaps, power=power.value)
 
 
-def run(config: Config, *, key: Key, progress: bool = False) -> Result:
-    """The exact checks, then one training for each D."""
+@experiment
+def run(study, config, key):
     floor_key, fresh_key, exact_key, train_key = jax.random.split(key, 4)
-    worst, slope, sizes, gaps = _exact_checks(exact_key)
-    claims = [
-        at_most("velocity against the field of the charges, D = 1, 8, 64", worst, 1e-4, "relative; the field summed in double precision"),
-        close_to("slope of the distance to diffusion over D", slope, -1.0, 0.1, "proposition 3.3 holds with 1/D corrections"),
-    ]  # fmt: skip
-    numbers, arrays = {"field": worst, "slope": slope}, {"sizes": sizes, "gaps": gaps}
-    exact = lambda key: _draw(key, config.samples)
-    floor = floor_distance(exact, key=floor_key)
-    fresh = jnp.stack([exact(k) for k in jax.random.split(fresh_key, config.repeats)])
-    numbers["floor"], arrays["data"] = floor, np.asarray(fresh[0])
-    scale = float(jnp.sqrt(jnp.mean(fresh**2)))
-    with progress_bar(len(config.degrees), "pfgm", "D", show=progress) as bar:
-        for i, d in enumerate(config.degrees):
-            keys = jax.random.split(jax.random.fold_in(train_key, i), 3)
-            noise = matching.StudentNoise(d)
-            x0 = noise.sample((config.repeats * config.samples, 2), key=keys[0])
-            model = matching.Preconditioned(nn.MLP(2, width=config.width, depth=3, key=keys[1]), PATH, scale, d)
-            optimizer = optax.chain(
-                optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(2e-3, config.train_steps))
-            )
-            sampler = lambda key: _draw(key, config.batch_size)
-            fit = train.fit(
-                _loss(noise),
-                model,
-                sampler,
-                optimizer=optimizer,
-                steps=config.train_steps,
-                ema_decay=0.999,
-                key=keys[2],
-                progress=False,
-            )
-            x = _flow(fit.ema, x0, config.ode_steps)
-            value = mean_distance(x, fresh)
-            label = f"{d:g}"
-            claims.append(
-                at_most(
-                    f"D = {label}: energy distance",
-                    value,
-                    config.floor_ratio * floor,
-                    f"{config.floor_ratio:g} x two exact samples",
-                )
-            )
-            numbers[f"D_{label}"], arrays[f"x_{label}"] = value, np.asarray(x[: config.samples])
-            if not math.isinf(d):
-                # r^2/(r^2 + D) is Beta(N/2, D/2) for the radius r = |x0|.
-                square = np.sum(np.asarray(x0, np.float64) ** 2, axis=1)
-                p = stats.kstest(square / (square + d), stats.beta(1.0, d / 2).cdf).pvalue
-                claims.append(
-                    at_most(
-                        f"D = {label}: surprise of the radii",
-                        -math.log10(max(p, 1e-300)),
-                        4.0,
-                        "-log10 p of Kolmogorov and Smirnov, beta law",
-                    )
-                )
-            bar.update()
-    return Result(tuple(claims), numbers, arrays)
+    _exact(study, exact_key)
+    exact = lambda key: data.pinwheel(key, config.samples)
+    target = distances.target(exact, config.repeats, fresh_key=fresh_key, floor_key=floor_key)
+    scale = float(jnp.sqrt(jnp.mean(target.fresh**2)))
+    study.keep(target=target.fresh[0], flows={})
+    for i, d in study.each(enumerate(config.degrees), "D"):
+        keys = jax.random.split(jax.random.fold_in(train_key, i), 3)
+        noise, label = matching.StudentNoise(d), f"D = {d:g}"
+        x0 = noise.sample((config.repeats * config.samples, 2), key=keys[0])
+        if not math.isinf(d):
+            # r^2/(r^2 + D) is Beta(N/2, D/2) for the radius r = |x0|.
+            square = np.sum(np.asarray(x0, np.float64) ** 2, axis=1)
+            p = stats.kstest(square / (square + d), stats.beta(1.0, d / 2).cdf).pvalue
+            source = "-log10 p of Kolmogorov and Smirnov, beta law"
+            study.at_most(f"{label}: surprise of the radii", -math.log10(max(p, 1e-300)), 4.0, source)
+        model = matching.Preconditioned(nn.MLP(2, width=config.width, depth=3, key=keys[1]), PATH, scale, d)
+        draw_batch = lambda key: data.pinwheel(key, config.batch_size)
+        model = fit(
+            _loss(noise), model, draw_batch, rate=2e-3, clip_norm=1.0, steps=config.train_steps, key=keys[2]
+        ).ema
+        x = _flow(model, x0, config.ode_steps)
+        floors = target.reached(study, f"{label}: energy distance", x, config.floor_ratio)
+        study.data.flows[label] = x[: config.samples], floors
 
 
-def plot(result: Result) -> Any:
+def plot(result):
     """Samples for each D, and the approach of the exact field to diffusion."""
-    import matplotlib.pyplot as plt
-
-    arrays, numbers = result.arrays, result.metrics
-    labels = [k.removeprefix("x_") for k in arrays if k.startswith("x_")]
-    figure, axes = plt.subplots(1, 1 + len(labels), figsize=(3 * (1 + len(labels)), 3.2), layout="constrained")
-    for axis, label in zip(axes, labels, strict=False):
-        axis.plot(*arrays["data"].T, ".", color="0.8", ms=2, label="data")
-        axis.plot(*arrays[f"x_{label}"].T, ".", color="C0", ms=2, label="flow")
-        axis.set(
-            title=f"D = {label}: {numbers[f'D_{label}'] / numbers['floor']:.2f} x floor",
-            aspect="equal",
-            xlim=(-4, 4),
-            ylim=(-4, 4),
-        )
-    axes[0].legend(fontsize=8, markerscale=4)
-    axes[-1].loglog(arrays["sizes"], arrays["gaps"], "o", label="exact field")
-    axes[-1].loglog(arrays["sizes"], arrays["gaps"][0] * arrays["sizes"][0] / arrays["sizes"], "k:", label="1/D")
-    axes[-1].set(xlabel="D", ylabel="distance to the Gaussian denoiser", title=f"slope {numbers['slope']:.3f}")
-    axes[-1].legend(fontsize=8)
+    d = result.data
+    figure, axes = draw.panels(1, 1 + len(d.flows), width=3, height=3.2)
+    for axis, (label, (x, floors)) in zip(axes, d.flows.items(), strict=False):
+        draw.beside(axis, d.target, x, f"{label}: {floors:.2f} x floor", reach=3.2)
+    draw.measured(axes[-1], d.sizes, d.gaps, label="exact field")
+    draw.slope(axes[-1], d.sizes, d.gaps, -1, label="1/D")
+    draw.label(axes[-1], f"slope {d.power:.3f}", "D", "distance to the Gaussian denoiser", log="xy")
     return figure
