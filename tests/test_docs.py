@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -23,9 +24,23 @@ def blocks(name):
     return found
 
 
-@pytest.mark.parametrize("name", ["quickstart.md", "training.md", "errors.md"])
-def test_blocks_run_in_order(name):
-    space, printed = {}, io.StringIO()
+EXPECTED = {
+    "quickstart.md": r"\(2, 10000, 2\) 0\.6\d+\n-0\.4\d+\n0\.8585\d* 0\.372\d*\n",
+    "training.md": r"belongs to another run: batch_size was 64, is 32.*\n(.*\n)*\d+ .*(inf|nan) None\n",
+    "errors.md": r"(?s)key=jax\.random\.key\(seed\).*negate the drift.*got 7.*got bool.*"
+    r"\{'ok': 2, 'diverged': 1\}.*run 2: diverged at step.*"
+    r"Status\(ok.*precision_limited.*not_converged, step=3",
+    "compare.md": r"Estimate\(value=.*0\.7[45]\d*.* 0\.752\d*\nEstimate\(value=(.*\n)*Comparison\(n=200, runs=4\)\n",
+    "extending.md": r"(?s)\d+\.\d+\n0\.858\d*\nEstimate\(value=.*\nholds  stationary variance",
+    "performance.md": r"^$",
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_blocks_run_in_order(name, tmp_path, monkeypatch):
+    space, printed = {"__name__": "__page__"}, io.StringIO()
+    monkeypatch.setitem(sys.modules, "__page__", types.ModuleType("__page__"))  # where dataclasses look themselves up
+    monkeypatch.chdir(tmp_path)
     # Readers have jax's default promotion rules.
     with (
         contextlib.redirect_stdout(printed),
@@ -35,14 +50,7 @@ def test_blocks_run_in_order(name):
         for block in blocks(name):
             exec(block, space)
     text = printed.getvalue()
-    expected = {
-        "quickstart.md": r"\(2, 10000, 2\) 0\.6\d+\n-0\.4\d+\n0\.8585\d* 0\.372\d*\n",
-        "training.md": r"belongs to another run: batch_size was 64, is 32.*\n(.*\n)*\d+ .*(inf|nan) None\n",
-        "errors.md": r"(?s)key=jax\.random\.key\(seed\).*negate the drift.*got 7.*got bool.*"
-        r"\{'ok': 2, 'diverged': 1\}.*run 2: diverged at step.*"
-        r"Status\(ok.*precision_limited.*not_converged, step=3",
-    }[name]
-    assert re.search(expected, text), text
+    assert re.search(EXPECTED[name], text), text
 
 
 def test_blocks_for_several_devices_run_on_two():

@@ -13,7 +13,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_blocks_run_and_print_what_they_say():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     space, printed = {}, io.StringIO()
     # A reader's session has jax's default promotion rules.
     with (
@@ -23,7 +23,9 @@ def test_blocks_run_and_print_what_they_say():
     ):
         for block in blocks:
             exec(block, space)
-    var, slope, magnetisation, log_prob, stats = printed.getvalue().split("\n")[:5]
+    limit, var, slope, magnetisation, log_prob, stats = printed.getvalue().split("\n")[:6]
+    extrapolated, theory = (float(number) for number in re.findall(r"0\.9\d+", limit)[:2])
+    assert extrapolated == pytest.approx(theory, abs=0.01)
     assert float(var) == pytest.approx(2 / 3, abs=0.03)
     assert float(slope) == pytest.approx(-4 / 9, abs=0.03)
     m, dm = map(float, magnetisation.split())

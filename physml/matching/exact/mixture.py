@@ -11,10 +11,14 @@ The fields are averages of these over the posterior of (i, j).
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from physml.core.check import count, known
+from physml.core.program import program
 from physml.core.types import Field, Key
 from physml.matching.paths.path import Path
 
@@ -41,17 +45,30 @@ def exact_fields(path: Path, source: MixtureLike | None, target: MixtureLike) ->
     target = _check_mixture("target", target)
     dim = target[1].shape[1]
     if source is None:
-        source = (jnp.ones(1), jnp.zeros((1, dim)), jnp.eye(dim)[None])
+        source = (np.ones(1), np.zeros((1, dim)), np.eye(dim)[None])
     source = _check_mixture("source", source)
     if source[1].shape[1] != dim:
         raise ValueError(f"source and target must share the dimension; got {source[1].shape[1]} and {dim}")
 
-    def moments(t: Any, x: Array) -> tuple[Array, Array, Array, Array]:
-        """E[dx_t/dt], the score, E[x1] and E[x0] at (t, x)."""
+    parts = (_Exact(path, source, target, part) for part in range(3))
+    return Fields(*parts)
+
+
+class _Exact(eqx.Module):
+    """One of E[dx_t/dt], the score, E[x1] at (t, x), for x0 and x1 from two mixtures."""
+
+    path: Path
+    source: tuple[Array, Array, Array]
+    target: tuple[Array, Array, Array]
+    part: int = eqx.field(static=True)
+
+    @program
+    def __call__(self, t: Any, x: Array, args: Any = None) -> Array:
+        dim = self.target[1].shape[1]
         if x.shape != (dim,):
             raise ValueError(f"x is one sample of shape ({dim},), got {x.shape}; vmap over a batch")
-        (w, m, s), (v, mu, c) = (tuple(jnp.asarray(a, x.dtype) for a in mixture) for mixture in (source, target))
-        (a, b, g), (da, db, dg) = path.coefficients(jnp.asarray(t, x.dtype))
+        (w, m, s), (v, mu, c) = (tuple(a.astype(x.dtype) for a in mixture) for mixture in (self.source, self.target))
+        (a, b, g), (da, db, dg) = self.path.coefficients(jnp.asarray(t, x.dtype))
         mean = a * m[:, None, :] + b * mu[None, :, :]
         cov = a**2 * s[:, None, :, :] + b**2 * c[None, :, :, :] + g**2 * jnp.eye(dim, dtype=x.dtype)[None, None]
         chol = jnp.linalg.cholesky(cov)
@@ -65,12 +82,10 @@ def exact_fields(path: Path, source: MixtureLike | None, target: MixtureLike) ->
         e0 = jnp.einsum("ij,ijd->d", r, m[:, None, :] + a * jnp.einsum("ide,ije->ijd", s, u))
         e1 = jnp.einsum("ij,ijd->d", r, mu[None, :, :] + b * jnp.einsum("jde,ije->ijd", c, u))
         mean_u = jnp.einsum("ij,ijd->d", r, u)
-        return da * e0 + db * e1 + dg * g * mean_u, -mean_u, e1, e0
-
-    field = lambda k: lambda t, x, args=None: moments(t, x)[k]
-    return Fields(field(0), field(1), field(2))
+        return (da * e0 + db * e1 + dg * g * mean_u, -mean_u, e1)[self.part]
 
 
+@program
 def mixture_log_prob(mixture: MixtureLike, x: Array) -> Array:
     """Log-density of a Gaussian mixture at one sample x (d,)."""
     w, m, s = (jnp.asarray(a, x.dtype) for a in _check_mixture("mixture", mixture))
@@ -84,7 +99,13 @@ def mixture_log_prob(mixture: MixtureLike, x: Array) -> Array:
 
 def mixture_sample(mixture: MixtureLike, n: int, *, key: Key) -> Array:
     """n samples (n, d) of a Gaussian mixture."""
-    w, m, s = _check_mixture("mixture", mixture)
+    n = count(n, "n", least=0)
+    return _mixture_sample(_check_mixture("mixture", mixture), n, key)
+
+
+@program
+def _mixture_sample(mixture, n, key):
+    w, m, s = mixture
     which, normal = jax.random.split(key)
     k = jax.random.choice(which, len(w), (n,), p=w)
     z = jax.random.normal(normal, (n, m.shape[1]), m.dtype)
@@ -92,7 +113,7 @@ def mixture_sample(mixture: MixtureLike, n: int, *, key: Key) -> Array:
 
 
 def _check_mixture(name: str, mixture: MixtureLike) -> tuple[Array, Array, Array]:
-    weights, means, covs = (jnp.asarray(a) for a in mixture)
+    weights, means, covs = mixture = tuple(jnp.asarray(a) for a in mixture)
     k = weights.shape[0] if weights.ndim == 1 else -1
     d = means.shape[1] if means.ndim == 2 else -1
     if means.shape != (k, d) or covs.shape != (k, d, d):
@@ -100,4 +121,8 @@ def _check_mixture(name: str, mixture: MixtureLike) -> tuple[Array, Array, Array
             f"{name} must be (weights (K,), means (K, d), covs (K, d, d)); got {weights.shape}, {means.shape}, "
             f"{covs.shape}"
         )
-    return weights / weights.sum(), means, covs
+    if (numbers := known(mixture[0])) is None:
+        return weights / weights.sum(), means, covs
+    if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.sum() > 0):
+        raise ValueError(f"the weights of {name} must be at least 0 and not all 0, got {numbers}")
+    return jnp.asarray(numbers / numbers.sum()), means, covs

@@ -6,9 +6,11 @@ $s = -n/\alpha$. Two of these equations give the rest.
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from physml.core.check import choice, instance
 from physml.core.types import Field
 from physml.matching.paths.path import Path
 
@@ -23,9 +25,9 @@ def convert(field: Field, path: Path, source: str, to: str) -> Field:
 
     **Errors.** `ValueError` off the one-sided Gaussian paths and for an unknown type.
     """
-    for name in (source, to):
-        if name not in _NAMES:
-            raise ValueError(f"a field is one of {', '.join(_NAMES)}; got {name!r}")
+    choice(source, "source", _NAMES)
+    choice(to, "to", _NAMES)
+    instance(path, "path", Path, "a Path, such as linear()")
     if not path.one_sided:
         raise ValueError(
             "fields interconvert only on one-sided Gaussian paths (no gamma); on this one learn, or compute with "
@@ -34,22 +36,31 @@ def convert(field: Field, path: Path, source: str, to: str) -> Field:
     if source == to:
         return field
 
-    def converted(t: Any, x: Array, args: Any = None) -> Array:
-        (a, b, _), (da, db, _) = path.coefficients(jnp.asarray(t, x.dtype))
-        value = field(t, x, args)
-        if source == "velocity":
+    return _Converted(field, path, source, to)
+
+
+class _Converted(eqx.Module):
+    """A field of one type, read as another."""
+
+    field: Field
+    path: Path
+    source: str = eqx.field(static=True)
+    to: str = eqx.field(static=True)
+
+    def __call__(self, t: Any, x: Array, args: Any = None) -> Array:
+        (a, b, _), (da, db, _) = self.path.coefficients(jnp.asarray(t, x.dtype))
+        value = self.field(t, x, args)
+        if self.source == "velocity":
             det = da * b - a * db  # minus the Wronskian; -1 on the linear path
             noise, data = (b * value - db * x) / det, (da * x - a * value) / det
-        elif source == "denoiser":
+        elif self.source == "denoiser":
             noise, data = (x - b * value) / _away(a), value
         else:
-            noise = value if source == "noise" else -a * value
+            noise = value if self.source == "noise" else -a * value
             data = (x - a * noise) / _away(b)
-        if to == "velocity":
+        if self.to == "velocity":
             return da * noise + db * data
-        return {"noise": noise, "denoiser": data, "score": -noise / _away(a)}[to]
-
-    return converted
+        return {"noise": noise, "denoiser": data, "score": -noise / _away(a)}[self.to]
 
 
 def _away(a: Array) -> Array:

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, PyTree
 
+from physml.core.check import known, number
 from physml.core.types import Scalar
 
 Schedule = Callable[[Any], Any]
@@ -51,7 +53,7 @@ class Path(eqx.Module):
         t = jnp.asarray(t)
         t = t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
         t = jnp.clip(t, 1e-6, 1 - 1e-6) if self.cut > 0 else t
-        schedules = (self.alpha, self.beta, self.gamma or (lambda t: 0.0 * t))
+        schedules = (self.alpha, self.beta, self.gamma or _nothing)
         values = lambda t: tuple(jnp.asarray(s(t), t.dtype) for s in schedules)
         return jax.jvp(values, (t,), (jnp.ones_like(t),))
 
@@ -67,28 +69,27 @@ class Path(eqx.Module):
         return a * x0
 
 
+# Schedules are functions of this module, parameters bound as leaves: an equal path compiles nothing again.
+
+
 def linear() -> Path:
     r"""$x_t = (1 - t) x_0 + t x_1$: rectified flow, flow matching with the straight path."""
-    return Path(lambda t: 1.0 - t, lambda t: t)
+    return Path(_fall, _rise)
 
 
 def trigonometric() -> Path:
     r"""$x_t = \cos(\pi t/2)\, x_0 + \sin(\pi t/2)\, x_1$: keeps the variance of uncorrelated unit-variance ends."""
-    return Path(lambda t: jnp.cos(0.5 * jnp.pi * t), lambda t: jnp.sin(0.5 * jnp.pi * t))
+    return Path(_quarter_cos, _quarter_sin)
 
 
 def brownian_bridge(sigma: Scalar = 1.0) -> Path:
     r"""$x_t = (1 - t) x_0 + t x_1 + \sigma \sqrt{t(1 - t)}\, z$: a two-sided path, a bridge of temperature sigma^2."""
-    if isinstance(sigma, int | float) and sigma < 0:
-        raise ValueError(f"sigma must not be negative, got {sigma}")
-
-    return Path(lambda t: 1.0 - t, lambda t: t, lambda t: sigma * jnp.sqrt(t * (1.0 - t)), cut=1e-3)
+    return Path(_fall, _rise, Partial(_bridge, number(sigma, "sigma", least=0)), cut=1e-3)
 
 
 def mirror(sigma: Scalar = 1.0) -> Path:
     r"""$x_t = x_1 + \sigma \sqrt{t(1 - t)}\, z$: from the data back to the data; its score is that of noised data."""
-    _check_positive(sigma=sigma)
-    return Path(lambda t: 0.0 * t, lambda t: 1.0 + 0.0 * t, lambda t: sigma * jnp.sqrt(t * (1.0 - t)), cut=1e-3)
+    return Path(_nothing, _one, Partial(_bridge, number(sigma, "sigma", above=0)), cut=1e-3)
 
 
 def variance_preserving(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0) -> Path:
@@ -96,9 +97,8 @@ def variance_preserving(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0) -> Path
 
     The law of DDPM and the VP-SDE run backwards: t = 1 is data. **See** Song et al. (2021), eq. 33.
     """
-    _check_positive(beta_min=beta_min, beta_max=beta_max)
-    log_beta = _vp_log_mean(beta_min, beta_max)
-    return Path(lambda t: jnp.sqrt(-jnp.expm1(2 * log_beta(t))), lambda t: jnp.exp(log_beta(t)), cut=1e-3)
+    ends = _ordered("beta_min", beta_min, "beta_max", beta_max)
+    return Path(Partial(_vp_noise, *ends), Partial(_vp_signal, *ends), cut=1e-3)
 
 
 def sub_variance_preserving(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0) -> Path:
@@ -106,15 +106,13 @@ def sub_variance_preserving(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0) -> 
 
     **See** Song et al. (2021), eq. 32.
     """
-    _check_positive(beta_min=beta_min, beta_max=beta_max)
-    log_beta = _vp_log_mean(beta_min, beta_max)
-    return Path(lambda t: -jnp.expm1(2 * log_beta(t)), lambda t: jnp.exp(log_beta(t)))
+    ends = _ordered("beta_min", beta_min, "beta_max", beta_max)
+    return Path(Partial(_sub_vp_noise, *ends), Partial(_vp_signal, *ends))
 
 
 def variance_exploding(sigma_min: Scalar = 0.01, sigma_max: Scalar = 50.0) -> Path:
     r"""$x_t = x_1 + \sigma_{min}^t \sigma_{max}^{1-t} x_0$. **See** Song et al. (2021), eq. 31."""
-    _check_order(sigma_min, sigma_max)
-    return Path(lambda t: sigma_max * (sigma_min / sigma_max) ** t, lambda t: 1.0 + 0.0 * t)
+    return Path(Partial(_geometric, *_ordered("sigma_min", sigma_min, "sigma_max", sigma_max)), _one)
 
 
 def edm(sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0, rho: Scalar = 7.0) -> Path:
@@ -122,23 +120,66 @@ def edm(sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0, rho: Scalar = 7.0) 
 
     Equal steps in t are the noise levels of Karras et al. (2022), eq. 5.
     """
-    _check_order(sigma_min, sigma_max)
-    _check_positive(rho=rho)
-    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return Path(lambda t: (top + t * (bottom - top)) ** rho, lambda t: 1.0 + 0.0 * t)
+    ends = _ordered("sigma_min", sigma_min, "sigma_max", sigma_max)
+    return Path(Partial(_power, *ends, number(rho, "rho", above=0)), _one)
 
 
-def _vp_log_mean(beta_min, beta_max):
-    return lambda t: -0.25 * (1.0 - t) ** 2 * (beta_max - beta_min) - 0.5 * (1.0 - t) * beta_min
+def _rise(t):
+    return t
 
 
-def _check_positive(**values):
-    for name, value in values.items():
-        if isinstance(value, int | float) and value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+def _fall(t):
+    return 1.0 - t
 
 
-def _check_order(sigma_min, sigma_max):
-    _check_positive(sigma_min=sigma_min, sigma_max=sigma_max)
-    if isinstance(sigma_min, int | float) and isinstance(sigma_max, int | float) and sigma_min >= sigma_max:
-        raise ValueError(f"sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}")
+def _one(t):
+    return 1.0 + 0.0 * t
+
+
+def _nothing(t):
+    return 0.0 * t
+
+
+def _quarter_cos(t):
+    return jnp.cos(0.5 * jnp.pi * t)
+
+
+def _quarter_sin(t):
+    return jnp.sin(0.5 * jnp.pi * t)
+
+
+def _bridge(sigma, t):
+    return sigma.astype(t.dtype) * jnp.sqrt(t * (1.0 - t))
+
+
+def _log_signal(low, high, t):
+    return -0.25 * (1.0 - t) ** 2 * (high - low).astype(t.dtype) - 0.5 * (1.0 - t) * low.astype(t.dtype)
+
+
+def _vp_signal(low, high, t):
+    return jnp.exp(_log_signal(low, high, t))
+
+
+def _vp_noise(low, high, t):
+    return jnp.sqrt(-jnp.expm1(2 * _log_signal(low, high, t)))
+
+
+def _sub_vp_noise(low, high, t):
+    return -jnp.expm1(2 * _log_signal(low, high, t))
+
+
+def _geometric(low, high, t):
+    return high.astype(t.dtype) * (low / high).astype(t.dtype) ** t
+
+
+def _power(low, high, rho, t):
+    top, bottom, rho = (high ** (1 / rho)).astype(t.dtype), (low ** (1 / rho)).astype(t.dtype), rho.astype(t.dtype)
+    return (top + t * (bottom - top)) ** rho
+
+
+def _ordered(low_name, low, high_name, high):
+    """Two positive numbers, the first below the second."""
+    low, high = number(low, low_name, above=0), number(high, high_name, above=0)
+    if known(low) is not None and known(high) is not None and not known(low) < known(high):
+        raise ValueError(f"{low_name} must be below {high_name}, got {low} and {high}")
+    return low, high

@@ -6,8 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
+from physml.core.check import count, number
 from physml.core.types import Field, Key, Scalar
 from physml.integrate import AbstractMethod, Diffrax, Dynamics, Heun, ensemble, integrate
 
@@ -77,17 +79,14 @@ def sample_sde_batch(
 
 
 def _grid(steps: int, x0: Array) -> Array:
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    steps = count(steps, "steps")
     if not jnp.issubdtype(jnp.result_type(x0), jnp.floating):
         raise ValueError(f"x0 must be floating point, got {jnp.result_type(x0)}")
-    return jnp.linspace(0.0, 1.0, steps + 1, dtype=jnp.result_type(x0))
+    return jnp.asarray(np.linspace(0.0, 1.0, steps + 1, dtype=jnp.result_type(x0)))
 
 
 def _sde(velocity: Field, score: Field, epsilon: Epsilon) -> Dynamics:
-    if isinstance(epsilon, int | float) and epsilon < 0:
-        raise ValueError(f"epsilon must not be negative, got {epsilon}")
-    eps = _Level(epsilon if callable(epsilon) else jnp.asarray(epsilon))
+    eps = _Level(epsilon if callable(epsilon) else number(epsilon, "epsilon", least=0))
     return Dynamics(_Drift(velocity, score, eps), _Diffusion(eps))
 
 

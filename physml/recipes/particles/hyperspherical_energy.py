@@ -22,7 +22,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from physml import data, nn, train
 from physml.metrics import mean_and_error
-from physml.particles.energies import hypersphere
+from physml.particles.matter import hypersphere
 from physml.particles.matter.hypersphere import hyperspherical_energy, thomson
 from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
 
