@@ -254,7 +254,7 @@ def _decay(n, gap, error):
     return -power.value, power.error
 
 
-def _named(tree: PyTree) -> list[tuple[str, np.ndarray]]:
+def _named(tree: PyTree) -> list[tuple[str, Any]]:
     """Leaves with their names."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(jax.tree_util.keystr(path, simple=True, separator=".") or "value", leaf) for path, leaf in leaves]

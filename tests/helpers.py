@@ -35,6 +35,11 @@ def z_score(samples: Any, expected: Any, axis: int = 0) -> np.ndarray:
     return (samples.mean(axis) - np.asarray(expected, np.float64)) / error
 
 
+# Numbers of Python are made into arrays by tiny programs, once in a process.
+for _number in (1.0, 1, True, 1j):
+    jnp.asarray(_number)
+
+
 @contextlib.contextmanager
 def programs() -> Iterator[list[str]]:
     """The names of the programs that XLA compiles (or finds in the persistent cache) inside the block."""

@@ -76,7 +76,7 @@ def test_kernels_beside_the_law_of_their_finite_step(kernel):
 def test_mean_field_particles():
     drift = lambda x, measure, key: -x - 0.7 * (x - measure.mean[None, :])
     gas = MeanFieldParticles(
-        drift, jnp.asarray([1.0, -0.5]), jnp.asarray([[0.5, 0.1], [0.1, 0.3]]), jnp.linspace(0, 1, 5), temperature=0.4
+        drift, jnp.asarray([1.0, -0.5]), jnp.asarray([[0.5, 0.1], [0.1, 0.3]]), jnp.linspace(0, 1, 9), temperature=0.4
     )
     pair = compare(gas, 2000, runs=8, key=KEY).check()
     assert pair.largest_z < 5
@@ -113,8 +113,9 @@ def test_the_theory_differentiates():
 def test_a_second_comparison_compiles_nothing():
     chains = lambda: QuadraticChains(overdamped(_quadratic, 0.5), jnp.zeros(2), moves=20)
     compare(chains(), 64, runs=2, key=KEY)
+    other = jax.random.key(3)
     with programs() as compiled:
-        compare(chains(), 64, runs=2, key=jax.random.key(3))
+        compare(chains(), 64, runs=2, key=other)
     assert not compiled, compiled
 
 

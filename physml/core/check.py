@@ -95,13 +95,13 @@ def number(
 
 
 def count(value: Any, name: str, *, least: int = 1, most: int | None = None, divides: int | None = None) -> int:
-    """A whole number within bounds, as Python's int; one that divides `divides` if that is given."""
+    """A whole number within bounds, as Python's int; one that divides a number of steps if that is given."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if most is not None and value > most:
         raise ValueError(f"{name} must be an integer of at most {most}, got {value!r}")
     if divides is not None and divides % value:
-        raise ValueError(f"{name} must be a positive divisor of {divides}, got {value!r}")
+        raise ValueError(f"{name} must be a positive divisor of the {divides} steps, got {value!r}")
     return int(value)
 
 

@@ -229,7 +229,7 @@ def check_elementwise(dynamics: Dynamics, t: Any, x: PyTree, args: Any) -> None:
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         size = float(np.max(np.abs(a), initial=0.0))
         # Infinite derivatives (a square root at zero) say nothing about coupling.
-        if not np.allclose(a, b, rtol=1e-3, atol=1e-3 * size, equal_nan=True):
+        if not np.allclose(a, b, rtol=1e-4, atol=1e-5 * size, equal_nan=True):
             raise ValueError(
                 "diagonal noise must be elementwise (entry i a function of x_i alone) where its derivative "
                 "is needed; return Matrix(jnp.diag(g)) for an amplitude that couples entries"

@@ -217,8 +217,10 @@ def _shards(leaf):
 
 def _one_path(leaf):
     """A path of an ensemble to judge the system at; any does, and the nearest costs least."""
-    near = leaf if is_traced(leaf) else _shards(leaf)[0]
-    return near[0] if near.shape[1:] == leaf.shape[1:] else leaf[0]
+    if is_traced(leaf):
+        return leaf[0]
+    near = _shards(leaf)[0]
+    return jnp.asarray(np.asarray(near)[0]) if near.shape[1:] == leaf.shape[1:] else leaf[0]
 
 
 def _check_finite(x0):
@@ -238,7 +240,7 @@ def _validate(dynamics, x0, ts, key, args, method, save_every):
     x0 = jax.tree.map(_as_state, x0)
     _check_finite(x0)
     real = widest(*[jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(x0)])
-    ts = jnp.asarray(ts if is_traced(ts) else np.asarray(ts, real)).astype(real)
+    ts = jnp.asarray(ts).astype(real) if is_traced(ts) else jnp.asarray(np.asarray(ts, real))
     if ts.ndim != 1 or len(ts) < 1:
         raise ValueError(f"ts must be a vector of times, (steps + 1,); got shape {ts.shape}")
     steps = len(ts) - 1

@@ -35,8 +35,8 @@ MATRIX = with_noise(Matrix(jnp.ones((2, 3))))
         (dict(ts=[1e8, 1e8 + 1]), r"must increase \(in float32\)"),
         (dict(ts=np.zeros((2, 2))), r"vector of times, \(steps \+ 1,\); got shape \(2, 2\)"),
         (dict(ts=[]), r"vector of times.*\(0,\)"),
-        (dict(save_every=4), "save_every must be a positive divisor of the 6 steps; got 4"),
-        (dict(save_every=0), "divisor of the 6 steps; got 0"),
+        (dict(save_every=4), "save_every must be a positive divisor of the 6 steps, got 4"),
+        (dict(save_every=0), "save_every must be an integer of at least 1, got 0"),
         # states
         (dict(x0=jnp.array([1, 2])), "floating point; got int32"),
         (dict(x0=1), "floating point"),
