@@ -36,7 +36,8 @@ _RULES: dict[str, tuple[str, Callable]] = {
 
 
 def _asked(bounds: dict[str, Bound]) -> str:
-    return " and ".join(f"{_RULES[rule][0]} {bound:g}" for rule, bound in bounds.items() if bound is not None)
+    words = lambda rule, bound: "positive" if (rule, bound) == ("above", 0) else f"{_RULES[rule][0]} {bound:g}"
+    return " and ".join(words(rule, bound) for rule, bound in bounds.items() if bound is not None)
 
 
 def within(

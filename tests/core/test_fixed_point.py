@@ -201,7 +201,7 @@ def test_damping_may_be_traced_and_rank_is_the_callers():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: Damped(0.0), r"damping must be above 0 and at most 1, got 0"),
+        (lambda: Damped(0.0), r"damping must be positive and at most 1, got 0"),
         (lambda: Damped(1.5), "damping"),
         (lambda: Anderson(1), "depth >= 2, got 1"),
         (lambda: Anderson(5, damping=-1.0), "damping"),

@@ -6,7 +6,7 @@ calls it. `coupling(x0, x1, key=key)` returns the paired samples alone. No gradi
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,6 +16,9 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, PyTree
 
 from physml.core._fixed_point import largest
+from physml.core._status import Checked, Code, Status, status
+from physml.core.check import count, number, within
+from physml.core.program import program
 from physml.core.types import Key, Scalar
 from physml.matching._checks import check_batch
 from physml.metrics._assignment import assign, on_host
@@ -58,6 +61,13 @@ def couple(
     if i.shape != j.shape or i.ndim != 1:
         raise ValueError(f"the coupling returned rows of shapes {i.shape}, {j.shape} for batches of {n}: expected (k,)")
     return x0[i], x1[j], jax.tree.map(lambda leaf: leaf[j], args)
+
+
+def check_coupling(coupling: Any) -> None:
+    """A `ValueError` for a coupling that is a class or a word, not an object to call."""
+    if coupling is not None and (isinstance(coupling, type) or not callable(coupling)):
+        shown = f"the class {coupling.__name__}" if isinstance(coupling, type) else repr(coupling)
+        raise ValueError(f"coupling must be Assignment(), Entropic(epsilon), Keep(...) or a function, got {shown}")
 
 
 def squared_distances(x0: Array, x1: Array) -> Array:
@@ -147,15 +157,19 @@ class Keep(eqx.Module):
         return couple(self, x0, x1, key=key)[:2]
 
 
-class Plan(eqx.Module):
+class Plan(Checked):
     """An entropic plan of two empirical measures: `log_p` (n, m), log-probabilities of pairs; `potentials` f, g;
-    `residual`: the largest error of a row's marginal, in log."""
+    `residual`: the largest error of a row's marginal, in log; `status`: `not_converged` above the tolerance, `diverged`
+    for costs that are not numbers or forbid a row altogether."""
+
+    computation: ClassVar[str] = "sinkhorn"
 
     log_p: Array
     f: Array
     g: Array
     residual: Array
     steps: Array
+    status: Status
 
     def sample(self, n: int, *, key: Key) -> tuple[Array, Array]:
         """Indices (i, j) of n pairs drawn from the plan."""
@@ -175,14 +189,21 @@ def sinkhorn(cost: Array, epsilon: Scalar, *, tol: Scalar | None = None, max_ste
     two updates in the log domain, 20 scale the absorbed kernel $e^{(f_i + g_j - C_{ij})/\epsilon}$ by matrix products,
     which take no exponentials.
 
-    **Returns** a `Plan`, whose `residual` is above `tol` where `max_steps` were not enough. **Cost** O(n m) a step;
+    **Returns** a `Plan`, with the status `not_converged` where `max_steps` were not enough. **Cost** O(n m) a step;
     more steps for smaller epsilon / max C. **See** Cuturi (2013); Schmitzer, Stabilized sparse scaling algorithms
     (2019), section 3.1; Peyre and Cuturi (2019), section 4.4.
     """
-    if isinstance(epsilon, int | float) and epsilon <= 0:
-        raise ValueError(f"epsilon must be positive, got {epsilon}")
-    if cost.ndim != 2:
+    epsilon = number(epsilon, "epsilon", above=0)
+    cost = jnp.asarray(cost)
+    if cost.ndim != 2 or 0 in cost.shape:
         raise ValueError(f"cost must be a matrix (n, m), got shape {cost.shape}")
+    max_steps = count(max_steps, "max_steps")
+    limit = None if tol is None else number(tol, "tol", above=0)
+    return _sinkhorn(cost, epsilon, limit, max_steps)
+
+
+@program
+def _sinkhorn(cost, epsilon, tol, max_steps):
     n, m = cost.shape
     kernel = -cost / jnp.asarray(epsilon, cost.dtype)
     limit = jnp.asarray(1e-3 if tol is None else tol, cost.dtype)
@@ -203,11 +224,12 @@ def sinkhorn(cost: Array, epsilon: Scalar, *, tol: Scalar | None = None, max_ste
 
     zeros = jnp.zeros(m, cost.dtype)
     first = rows(zeros)
-    start = (first, zeros, first, jnp.asarray(jnp.inf, cost.dtype), 0)
+    start = (first, zeros, first, jnp.asarray(jnp.inf, cost.dtype), jnp.zeros((), jnp.int32))
     u, v, _, residual, k = jax.lax.while_loop(lambda c: (c[3] > limit) & (c[4] < max_steps), step, start)
     log_p = kernel + u[:, None] + v[None, :] - np.log(n) - np.log(m)
     scale = jnp.asarray(epsilon, cost.dtype)
-    return Plan(log_p, scale * u, scale * v, residual, jnp.asarray(k))
+    code = jnp.where(residual <= limit, Code.ok, jnp.where(jnp.isfinite(residual), Code.not_converged, Code.diverged))
+    return Plan(log_p, scale * u, scale * v, residual, k, status(code, k))
 
 
 class Entropic(eqx.Module):
@@ -248,8 +270,7 @@ def _cost(x0: Array, x1: Array, condition: PyTree, weight: Scalar | None) -> Arr
         raise ValueError(
             f"condition_weight={weight} needs a condition: give match or couple the condition of x1 as args"
         )
-    if isinstance(weight, int | float) and not weight >= 0:
-        raise ValueError(f"condition_weight must not be negative, got {weight}")
+    within(weight, "condition_weight", least=0, finite=False)
     differ = sum(_mismatch(leaf, cost.dtype) for leaf in leaves)
     # 0 inf is not a number: pairs of one condition cost nothing at any weight.
     return cost + jnp.where(differ > 0, jnp.asarray(weight, cost.dtype) * differ, 0.0)

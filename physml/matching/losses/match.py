@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from physml.core import check
+from physml.core.program import program
 from physml.core.types import Field, Key
 from physml.matching._checks import check_batch, shaped
-from physml.matching.couplings.couple import couple
+from physml.matching.couplings.couple import check_coupling, couple
 from physml.matching.paths.path import Path
 from physml.matching.paths.times import draw_times
 
@@ -44,14 +46,23 @@ def match(
     `times`: the law of t by its quantile function, u in (0, 1) to t, such as `logit_normal()` or `log_snr(path)`; the
     batch covers it evenly, and the cuts of the path truncate it. Uniform by default.
 
-    **Returns** a scalar in the dtype of x1. **Errors** `ValueError` for batches that do not match, an unknown target
-    and a field whose output is not shaped like x.
+    **Returns** a scalar in the dtype of x1. Outside jit a field, weight or coupling that is a new function in each
+    call compiles in each call: define it once, or make it a Module.
+    **Errors** `ValueError` for batches that do not match, an unknown target and a field whose output is not shaped
+    like x.
     **See** Lipman et al. (2022), eq. 14; Albergo et al. (2023), eqs. 2.13 and 2.16.
     """
-    if target not in ("velocity", "score", "denoiser", "noise"):
-        raise ValueError(f"target must be 'velocity', 'score', 'denoiser' or 'noise', got {target!r}")
+    check.choice(target, "target", ("velocity", "score", "denoiser", "noise"))
+    check.instance(path, "path", Path, "a Path, such as linear()")
+    check.function(field, "field", "of (t, x, args)")
     x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
     check_batch(x0, x1, args)
+    check_coupling(coupling)
+    return _match(field, path, x0, x1, key, args, target, coupling, weight, times)
+
+
+@program
+def _match(field, path, x0, x1, key, args, target, coupling, weight, times):
     t_key, z_key, pair_key = jax.random.split(key, 3)
     if coupling is not None:
         x0, x1, args = couple(coupling, x0, x1, key=pair_key, args=args)

@@ -13,14 +13,16 @@ This is the MeanFlow identity (the paper's u = v - (t - r) du/dt, where t = 0 is
 linearly, so the velocity of a single record of the path may stand for v: its conditional mean is v.
 """
 
-import math
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from physml.core import check
+from physml.core.program import program
 from physml.core.types import Field, Key, Scalar
 from physml.matching._checks import check_batch, shaped
 from physml.matching.paths import times as laws
@@ -71,18 +73,26 @@ def mean_flow_loss(
     **See** Geng et al., Mean flows for one-step generative modeling (2025), eqs. 6, 9-11 and 22; You et al., Modular
     MeanFlow (2025), for lambda.
     """
-    _check_range("modulation", modulation, 0.0, 1.0)
-    _check_range("flow_ratio", flow_ratio, 0.0, 1.0)
-    _check_range("adaptive_power", adaptive_power, 0.0, math.inf)
-    if isinstance(adaptive_floor, int | float) and not adaptive_floor > 0:
-        raise ValueError(f"adaptive_floor must be positive, got {adaptive_floor}")
+    check.within(modulation, "modulation", least=0, most=1)
+    check.within(flow_ratio, "flow_ratio", least=0, most=1)
+    check.within(adaptive_power, "adaptive_power", least=0)
+    check.within(adaptive_floor, "adaptive_floor", above=0)
     x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
-    n, dtype = check_batch(x0, x1, args), x1.dtype
+    check_batch(x0, x1, args)
+    # What is switched off by a plain zero is not part of the program.
+    plain = lambda value: isinstance(value, int | float) and value == 0
+    modulation = None if plain(modulation) else modulation
+    power = None if plain(adaptive_power) else (adaptive_floor, adaptive_power)
+    return _mean_flow(field, path, x0, x1, key, args, modulation, power, flow_ratio, logit_normal, velocity)
+
+
+@program
+def _mean_flow(field, path, x0, x1, key, args, modulation, adaptive, flow_ratio, logit_normal, velocity):
+    n, dtype = len(x1), x1.dtype
     time_key, z_key = jax.random.split(key)
     times = _times(time_key, n, flow_ratio, logit_normal, dtype)
     times = path.cut + (1.0 - 2.0 * path.cut) * times
     z = jax.random.normal(z_key, x1.shape, dtype)
-    unmodulated = isinstance(modulation, int | float) and modulation == 0
 
     def one(times, x0, x1, z, args):
         t, r = times[0], times[1]
@@ -91,15 +101,15 @@ def mean_flow_loss(
         ones = jnp.array([1.0, 0.0], dtype)
         u, du = jax.jvp(lambda times, x: shaped("field", field(times, x, args), x1), (times, record.x), (ones, v))
         still = jax.lax.stop_gradient(du)
-        if not unmodulated:
+        if modulation is not None:
             # Equal to du in value; lambda of its gradient.
             still = still + jnp.asarray(modulation, dtype) * (du - still)
         return jnp.mean((u - v - (r - t) * still) ** 2)
 
     losses = jax.vmap(one)(times, x0, x1, z, args)
-    if isinstance(adaptive_power, int | float) and adaptive_power == 0:
+    if adaptive is None:
         return jnp.mean(losses)
-    floor, power = (jnp.asarray(a, dtype) for a in (adaptive_floor, adaptive_power))
+    floor, power = (jnp.asarray(a, dtype) for a in adaptive)
     return jnp.mean(jax.lax.stop_gradient((losses + floor) ** -power) * losses)
 
 
@@ -116,11 +126,15 @@ def sample_mean_flow(field: Field, x0: Array, *, steps: int = 1, args: PyTree = 
     **Returns** the state at t = 1. Batches by `jax.vmap`; differentiable. **Errors** `ValueError` for `steps` below 1,
     an x0 that is not floating point and a field whose output is not shaped like x.
     """
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    steps = check.count(steps, "steps")
     x0 = jnp.asarray(x0)
     if not jnp.issubdtype(x0.dtype, jnp.floating):
         raise ValueError(f"x0 must be floating point, got {x0.dtype}")
+    return _sample_mean_flow(field, x0, steps, args)
+
+
+@program
+def _sample_mean_flow(field, x0, steps, args):
     grid = jnp.linspace(0.0, 1.0, steps + 1, dtype=x0.dtype)
 
     def step(x, times):
@@ -131,11 +145,14 @@ def sample_mean_flow(field: Field, x0: Array, *, steps: int = 1, args: PyTree = 
 
 def instantaneous(field: Field) -> Field:
     r"""The velocity $v(t, x) = u(x, t, t)$ inside an average velocity, a field for `sample` and `log_prob`."""
+    return _Instantaneous(field)
 
-    def velocity(t: Any, x: Array, args: PyTree = None) -> PyTree:
-        return field(jnp.broadcast_to(jnp.asarray(t, x.dtype), (2,)), x, args)
 
-    return velocity
+class _Instantaneous(eqx.Module):
+    field: Field
+
+    def __call__(self, t: Any, x: Array, args: PyTree = None) -> PyTree:
+        return self.field(jnp.broadcast_to(jnp.asarray(t, x.dtype), (2,)), x, args)
 
 
 def _times(key, n, flow_ratio, logit_normal, dtype):
@@ -149,8 +166,3 @@ def _times(key, n, flow_ratio, logit_normal, dtype):
     if logit_normal is None:
         return pair
     return laws.logit_normal(*logit_normal)(laws.inside(pair))
-
-
-def _check_range(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, int | float) and not low <= value <= high:
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")

@@ -8,13 +8,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array
 
+from physml.core.check import known, number
+from physml.core.program import program
 from physml.core.roots import bisect
-from physml.core.types import Key, Scalar, is_traced
+from physml.core.types import Key, Scalar
 from physml.matching.paths.path import Path
 
 Quantile = Callable[[Array], Array]
@@ -27,9 +31,11 @@ def logit_normal(mean: Scalar = 0.0, std: Scalar = 1.0) -> Quantile:
     (1.2, 1.2) is the law of Karras et al. (2022), table 1. **Errors** `ValueError` for std <= 0.
     **See** Esser et al., Scaling rectified flow transformers (2024), eq. 19.
     """
-    if isinstance(std, int | float) and not std > 0:
-        raise ValueError(f"logit_normal needs std > 0, got {std}")
-    return lambda u: jax.nn.sigmoid(jnp.asarray(mean, u.dtype) + jnp.asarray(std, u.dtype) * jax.scipy.special.ndtri(u))
+    return Partial(_logit_normal, number(mean, "mean"), number(std, "std", above=0))
+
+
+def _logit_normal(mean, std, u):
+    return jax.nn.sigmoid(mean.astype(u.dtype) + std.astype(u.dtype) * jax.scipy.special.ndtri(u))
 
 
 def log_snr(path: Path, start: float | None = None, stop: float | None = None) -> Quantile:
@@ -46,12 +52,8 @@ def log_snr(path: Path, start: float | None = None, stop: float | None = None) -
     if not 0.0 <= a < b <= 1.0:
         raise ValueError(f"log_snr needs 0 <= start < stop <= 1, got {a} and {b}")
 
-    def level(t):
-        (alpha, beta, gamma), _ = path.coefficients(t)
-        return jnp.log(beta) - jnp.log(alpha if path.one_sided else gamma)
-
-    levels = jax.vmap(level)(jnp.linspace(a, b, 65))
-    if not is_traced(levels):
+    levels = known(_level(path, jnp.asarray(np.linspace(a, b, 65), float)))
+    if levels is not None:
         if not np.isfinite([levels[0], levels[-1]]).all():
             raise ValueError(
                 f"the log signal-to-noise ratio is {levels[0]} at t = {a} and {levels[-1]} at t = {b}: "
@@ -60,11 +62,29 @@ def log_snr(path: Path, start: float | None = None, stop: float | None = None) -
         if not np.all(np.diff(levels) > 0):
             raise ValueError(f"the log signal-to-noise ratio of the path does not rise from t = {a} to {b}")
 
-    def quantile(u):
-        low, high = (level(jnp.asarray(end, u.dtype)) for end in (a, b))
-        return _invert(lambda t: jax.vmap(level)(t.ravel()).reshape(t.shape), low + u * (high - low), a, b)
+    return _LogSnr(path, a, b)
 
-    return quantile
+
+@program
+def _level(path, t):
+    """The log signal-to-noise ratio at the times t (n,)."""
+
+    def level(t):
+        (alpha, beta, gamma), _ = path.coefficients(t)
+        return jnp.log(beta) - jnp.log(alpha if path.one_sided else gamma)
+
+    return jax.vmap(level)(t)
+
+
+class _LogSnr(eqx.Module):
+    path: Path
+    start: float = eqx.field(static=True)
+    stop: float = eqx.field(static=True)
+
+    def __call__(self, u):
+        low, high = _level(self.path, jnp.asarray([self.start, self.stop], u.dtype))
+        level = lambda t: _level(self.path, t.ravel()).reshape(t.shape)
+        return _invert(level, low + u * (high - low), self.start, self.stop)
 
 
 def draw_times(path: Path, n: int, times: Quantile | None = None, *, key: Key, dtype: Any) -> Array:

@@ -27,8 +27,11 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
+from physml.core import check
+from physml.core.program import program
 from physml.core.types import Field, Key, Scalar
 from physml.matching.paths.path import Path
 
@@ -82,17 +85,25 @@ def gaussian_chain(path: Path, steps: int, *, times: Array | None = None, scale:
     """
     if not path.one_sided:
         raise ValueError("a Gaussian chain needs a one-sided path (no gamma)")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    times = jnp.linspace(0.0, 1.0, steps + 1) if times is None else jnp.asarray(times)
+    steps = check.count(steps, "steps")
+    times = jnp.asarray(np.linspace(0.0, 1.0, steps + 1), float) if times is None else jnp.asarray(times)
     if times.shape != (steps + 1,):
         raise ValueError(f"times must be (steps + 1,) = ({steps + 1},); got {times.shape}")
+    known = check.known(times)
+    if known is not None and not (np.all(np.diff(known) > 0) and known[0] >= 0 and known[-1] <= 1):
+        raise ValueError(f"times must increase from 0 to 1, got {known}")
+    return _gaussian_chain(path, steps, times, check.number(scale, "scale", least=0))
+
+
+@program
+def _gaussian_chain(path, steps, times, scale):
     (a, b, _), _ = path.coefficients(times[0])
     prior = a**2 + (b * jnp.asarray(scale, times.dtype)) ** 2
     chain = Chain(path, times, jnp.zeros(steps, times.dtype), prior)
     return eqx.tree_at(lambda c: c.variances, chain, jax.vmap(lambda k: chain.posterior(k)[2])(jnp.arange(steps)))
 
 
+@program
 def calibrate(chain: Chain, denoiser: Field, x1: Array, *, key: Key, args: PyTree = None) -> Chain:
     r"""The chain with the best isotropic variances for a denoiser: $\sigma_k^2 = E|x_{k+1} - A x_k - B D|^2 / d$.
 
@@ -112,6 +123,7 @@ def calibrate(chain: Chain, denoiser: Field, x1: Array, *, key: Key, args: PyTre
     return eqx.tree_at(lambda c: c.variances, chain, jnp.maximum(variances, jnp.finfo(variances.dtype).tiny))
 
 
+@program
 def log_weight(chain: Chain, denoiser: Field, x1: Array, *, key: Key, args: PyTree = None) -> Array:
     r"""$\ln w$ of one trajectory of the chain from one sample x1: its mean is the variational bound on $\ln p(x_1)$.
 
@@ -154,7 +166,11 @@ def ancestral(
     """
     if not 0.0 <= window[0] < window[1] <= 1.0:
         raise ValueError(f"window must be two increasing times in [0, 1], got {window}")
+    return _ancestral(chain, denoiser, x0, key, args, window)
 
+
+@program
+def _ancestral(chain, denoiser, x0, key, args, window):
     def step(carry, inputs):
         x, count, mean, square = carry
         k, key = inputs

@@ -10,16 +10,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import PyTree
 
-from physml.core import noise
-from physml.core._status import Code, Status, status
+from physml.core import check, noise
+from physml.core._status import Checked, Code, Status, status
 from physml.core.loops import march
+from physml.core.program import program
 from physml.core.progress import progress_bar
+from physml.core.renamed import renamed
 from physml.core.types import Key, is_traced
 from physml.particles.chains import statistics
-from physml.particles.kernels.base import AbstractKernel, Info, check_position, over_lanes
+from physml.particles.kernels.base import AbstractKernel, Info, check_position, check_start, over_lanes, starts
 
 
-class Run(eqx.Module):
+class Run(Checked):
     """What a run saw.
 
     `state`: the last state of the kernel. `samples`: a pytree like the position (or what `observe` makes of it), leaves
@@ -34,64 +36,61 @@ class Run(eqx.Module):
     stats: Any  # Stats | None
     status: Status
 
-    def check(self) -> "Run":
-        """Raise `Failure` if a chain diverged; return self otherwise."""
-        self.status.check("run")
-        return self
 
-
+@renamed(n_steps="steps", thin="save_every")
 def run(
     kernel: AbstractKernel,
     x0: PyTree,
-    n_steps: int,
+    steps: int,
     *,
     key: Key,
-    thin: int = 1,
+    save_every: int = 1,
     observe: Callable[[PyTree], PyTree] | None = None,
     keep: bool = True,
     stats: bool = True,
     lane: Any = 0,
     checkpoint: bool = False,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> Run:
-    """Move one chain `n_steps` times and record every `thin`-th position.
+    """Move one chain `steps` times and record every `save_every`-th position.
 
     **Arguments.** `kernel`: any of this room, or `from_blackjax`. `x0`: the start, any pytree, or a state of the kernel
-    (`Run.state`, to go on). `thin`: must divide n_steps. `observe`: position -> what to record and to average, the
+    (`Run.state`, to go on). `save_every`: must divide steps. `observe`: position -> what to record and to average, the
     position by default. `keep`: False returns no samples, only statistics. `stats`: False saves their cost. `lane`:
-    which chain of `run_chains` this is. `checkpoint`: gradients keep O(sqrt n_steps) states and redraw the noise.
+    which chain of `run_chains` this is. `checkpoint`: gradients keep O(sqrt steps) states and redraw the noise.
     `progress`: show a bar (not inside jit).
 
     Step k moves with the noise of `jax.random.fold_in(key, k)`: the numbers are those of a loop
     `state, info = kernel.step(jax.random.fold_in(key, k), state)`.
 
     **Returns** `Run`. **Cost.** That of the moves; statistics add a few operations for each recorded number.
-    **Errors.** `ValueError` for a thin that does not divide n_steps, a start of infinite energy and what the kernel
+    **Errors.** `ValueError` for a save_every that does not divide steps, a start of infinite energy and what the kernel
     rejects; a chain that leaves the finite numbers has the status `diverged`.
 
     **Example.**
     ```python
     kernel = mala(lambda x: jnp.sum(x**2) / 2, step_size=0.5)
-    out = run(kernel, jnp.zeros(3), 10_000, key=jax.random.key(0), thin=10).check()
+    out = run(kernel, jnp.zeros(3), 10_000, key=jax.random.key(0), save_every=10).check()
     ```
     """
-    loop = _Loop(thin, observe or _position, keep, stats, checkpoint)
-    return _start(kernel, x0, n_steps, key, jnp.asarray(lane, jnp.uint32), loop, progress)
+    loop = _Loop(save_every, observe or _position, keep, stats, checkpoint)
+    return _start(kernel, x0, steps, key, noise.lanes(lane), loop, progress)
 
 
+@renamed(steps="steps", thin="save_every")
 def run_chains(
     kernel: AbstractKernel,
     x0s: PyTree,
-    n_steps: int,
+    steps: int,
     *,
     key: Key,
-    thin: int = 1,
+    save_every: int = 1,
     observe: Callable[[PyTree], PyTree] | None = None,
     keep: bool = True,
     stats: bool = True,
     first_lane: Any = 0,
     checkpoint: bool = False,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> Run:
     """Move many independent chains with one key: x0s (chains, ...) to samples (saved, chains, ...).
 
@@ -100,21 +99,21 @@ def run_chains(
     chains are the last axis, where noise and arithmetic vectorise. `stats` pools all chains: `.mean`, `.cov`, `.r_hat`,
     `.ess`. Arguments and errors are those of `run`; `observe` sees one position.
     """
-    loop = _Loop(thin, observe or _position, keep, stats, checkpoint)
+    loop = _Loop(save_every, observe or _position, keep, stats, checkpoint)
     leaves = jax.tree.leaves(x0s)
     sizes = {jnp.shape(leaf)[:1] for leaf in leaves}
     if not leaves or len(sizes) != 1 or sizes & {(), (0,)}:
         shapes = [jnp.shape(leaf) for leaf in leaves]
         raise ValueError(f"run_chains needs a leading axis `chains` on every leaf of x0s; got shapes {shapes}")
-    lanes = jnp.asarray(first_lane, jnp.uint32) + jnp.arange(sizes.pop()[0], dtype=jnp.uint32)
-    return _start(over_lanes(kernel), _lanes_last(x0s), n_steps, key, lanes, loop, progress)
+    lanes = noise.lanes(first_lane, sizes.pop()[0])
+    return _start(over_lanes(kernel), x0s, steps, key, lanes, loop, progress)
 
 
 class _Loop(eqx.Module):
-    """How to record: all static, so that the compiled loop is found again."""
+    """How to record."""
 
-    thin: int = eqx.field(static=True)
-    observe: Callable = eqx.field(static=True)
+    save_every: int = eqx.field(static=True)
+    observe: Callable
     keep: bool = eqx.field(static=True)
     stats: bool = eqx.field(static=True)
     checkpoint: bool = eqx.field(static=True)
@@ -132,31 +131,53 @@ def _lanes_first(tree, axis=0):
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, axis), tree)
 
 
-def _start(kernel, x0, n_steps, key, lanes, loop, progress):
+def _start(kernel, x0, steps, key, lanes, loop, progress):
+    check.instance(kernel, "kernel", AbstractKernel, "a kernel, such as overdamped(energy, step_size)")
     noise.check_key(key)
-    if not isinstance(n_steps, int) or n_steps < 0:
-        raise ValueError(f"n_steps must be an integer of at least 0, got {n_steps!r}")
-    if not isinstance(loop.thin, int) or loop.thin < 1 or n_steps % loop.thin:
-        raise ValueError(f"thin must be a positive divisor of the {n_steps} steps; got {loop.thin}")
-    state, batched = x0, lanes.ndim
+    steps = check.count(steps, "steps", least=0)
+    check.count(loop.save_every, "save_every", divides=steps)
+    check.function(loop.observe, "observe", "of a position")
     if not hasattr(x0, "position"):
         x0 = jax.tree.map(jnp.asarray, x0)
         check_position(x0)
-        state = kernel.init(x0)
-    draws = n_steps // loop.thin
+    draws = steps // loop.save_every
+    carry, energies = _prepare(kernel, x0, lanes, loop, draws)
+    for energy in energies:
+        check_start(energy)
+    if not progress:
+        return _all(kernel, carry, key, lanes, loop, draws)
+    step = lambda carry, first, count: _advance(kernel, carry, first, count, key, lanes, loop, draws)
+    return _finish(*_in_pieces(step, carry, draws, loop), lanes, loop, draws)
+
+
+@program
+def _prepare(kernel, x0, lanes, loop, draws):
+    """The state of the kernel at x0, no sums yet, no chain lost; and the energies of the start, judged outside."""
+    batched = lanes.ndim
+    x0 = _lanes_last(x0) if batched else x0
+    with starts() as energies:
+        state = x0 if hasattr(x0, "position") else kernel.init(x0)
     view = jax.eval_shape(lambda s: _observed(loop, s, batched), state)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), view)
     sums = statistics.begin(empty, batched, draws) if loop.stats and draws else None
-    bad = jnp.full(lanes.shape, -1, jnp.int32)
-    carry = (state, sums, bad)
-    step = lambda carry, first, count: _advance(kernel, carry, first, count, key, lanes, loop, draws)
-    carry, out = _in_pieces(step, carry, draws, loop, progress)
+    return (state, sums, jnp.full(lanes.shape, -1, jnp.int32)), energies
+
+
+@program
+def _all(kernel, carry, key, lanes, loop, draws):
+    """All intervals and what is made of them."""
+    carry, out = _advance(kernel, carry, jnp.int32(0), draws, key, lanes, loop, draws)
+    return _finish(carry, out, lanes, loop, draws)
+
+
+@program
+def _finish(carry, out, lanes, loop, draws):
     (state, sums, bad), (samples, info) = carry, out
-    result = None if sums is None else statistics.finish(sums, batched, draws)
-    if batched:
+    result = None if sums is None else statistics.finish(sums, lanes.ndim, draws)
+    if lanes.ndim:
         state, samples, info = _lanes_first(state), _lanes_first(samples, 1), _lanes_first(info, 1)
     code = jnp.where(bad >= 0, Code.diverged, Code.ok)
-    return Run(state, samples, info, result, status(code, jnp.where(bad >= 0, bad, n_steps)))
+    return Run(state, samples, info, result, status(code, jnp.where(bad >= 0, bad, draws * loop.save_every)))
 
 
 def _observed(loop, state, batched):
@@ -164,11 +185,11 @@ def _observed(loop, state, batched):
     return observe(state.position)
 
 
-@eqx.filter_jit
+@program
 def _advance(kernel, carry, first, saves, key, lanes, loop, draws):
-    """`saves` intervals of `thin` moves from interval `first`."""
+    """`saves` intervals of `save_every` moves from interval `first`."""
     state, sums, bad = carry
-    batched, thin = lanes.ndim, loop.thin
+    batched, every = lanes.ndim, loop.save_every
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[: x.ndim - batched], x.dtype), state.position)
     draw = lambda k: kernel.draw(jax.random.fold_in(key, k), one, lanes)
     numbers = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(draw, jnp.int32(0))))
@@ -178,7 +199,7 @@ def _advance(kernel, carry, first, saves, key, lanes, loop, draws):
         state, so_far = state_info
         new, info = kernel.move(state, xi)
         new = jax.tree.map(lambda a, b: a.astype(b.dtype), new, state)
-        return new, jax.tree.map(lambda a, b: a + b / thin, so_far, info)
+        return new, jax.tree.map(lambda a, b: a + b / every, so_far, info)
 
     nothing = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
@@ -186,14 +207,14 @@ def _advance(kernel, carry, first, saves, key, lanes, loop, draws):
     )
 
     # Noise is drawn ahead for a chunk of moves: several intervals where they are short, a part of one where it is long.
-    if thin < chunk:
-        ahead = lambda i: jax.vmap(draw)(i * thin + jnp.arange(thin, dtype=jnp.int32))
+    if every < chunk:
+        ahead = lambda i: jax.vmap(draw)(i * every + jnp.arange(every, dtype=jnp.int32))
         body = lambda carry, xi: (move(carry, None, xi), None)
         moves = lambda state, i, xis: lax.scan(body, (state, nothing), xis)[0]
     else:
         ahead = None
-        options = {"draw": draw, "save_every": thin, "chunk": chunk}
-        moves = lambda state, i, _: march(move, (state, nothing), thin, first=i * thin, **options)[0]
+        options = {"draw": draw, "save_every": every, "chunk": chunk}
+        moves = lambda state, i, _: march(move, (state, nothing), every, first=i * every, **options)[0]
 
     def interval(carry, i, xis):
         (state, sums, bad), _ = carry
@@ -203,29 +224,27 @@ def _advance(kernel, carry, first, saves, key, lanes, loop, draws):
             sums = statistics.update(sums, seen, batched, draws)
         finite = [jnp.isfinite(leaf).all(tuple(range(leaf.ndim - batched))) for leaf in jax.tree.leaves(state.position)]
         lost = ~jnp.stack(finite).all(0)
-        bad = jnp.where(lost & (bad < 0), (i + 1) * thin, bad)
+        bad = jnp.where(lost & (bad < 0), (i + 1) * every, bad)
         return (state, sums, bad), (seen if loop.keep else None, info)
 
     first_out = (_observed(loop, state, batched) if loop.keep else None, nothing)
     carry = ((state, sums, bad), first_out)
     (carry, _), out = march(
         interval, carry, saves, draw=ahead, first=first, observe=lambda carry: carry[1],
-        chunk=max(1, chunk // thin) if ahead else 1, checkpoint=loop.checkpoint,
+        chunk=max(1, chunk // every) if ahead else 1, checkpoint=loop.checkpoint,
     )  # fmt: skip
     return carry, out
 
 
-def _in_pieces(step, carry, draws, loop, progress, pieces=50):
-    """All intervals in one program, or in pieces with a progress bar between them."""
-    if not progress:
-        return step(carry, jnp.int32(0), draws)
+def _in_pieces(step, carry, draws, loop, pieces=50):
+    """All intervals in pieces, with a progress bar between them."""
     if is_traced(carry):
         raise ValueError("progress=True needs concrete arrays: call it outside jit, or drop the bar")
     size, parts = max(1, draws // pieces), []
-    with progress_bar(draws * loop.thin, "run", "step") as bar:
+    with progress_bar(draws * loop.save_every, "run", "step") as bar:
         for first in range(0, draws, size):
             count = min(size, draws - first)
             carry, out = step(carry, jnp.int32(first), count)
             parts.append(jax.tree.map(np.asarray, jax.block_until_ready(out)))
-            bar.update(count * loop.thin)
+            bar.update(count * loop.save_every)
     return carry, jax.tree.map(lambda *xs: jnp.asarray(np.concatenate(xs)), *parts)

@@ -6,17 +6,23 @@ this on by itself.
 """
 
 import abc
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from physml.core import noise
+from physml.core.check import known, number
+from physml.core.program import program
 from physml.core.tree import plus as plus, total as total
-from physml.core.types import Energy, Key, Scalar, is_traced
+from physml.core.types import Energy, Key, Scalar
 
 K = TypeVar("K", bound="AbstractKernel")
 
@@ -87,12 +93,14 @@ def uniforms(key: Key, position: PyTree, lanes: Any) -> Array:
 # ---- an energy on one chain or on lanes of them
 
 
+@program
 def gradient(energy: Energy, x: PyTree, lanes: int) -> PyTree:
     """Its gradient."""
     grad = jax.grad(energy)
     return grad(x) if lanes == 0 else jax.vmap(grad, in_axes=-1, out_axes=-1)(x)
 
 
+@program
 def value_and_gradient(energy: Energy, x: PyTree, lanes: int) -> tuple[Array, PyTree]:
     """Energy and gradient."""
     both = jax.value_and_grad(energy)
@@ -111,10 +119,27 @@ def check_energy(energy: Energy, position: PyTree, lanes: int, scale: PyTree | N
         raise ValueError(f"energy must return a real scalar of shape (); got {out}")
 
 
+_starts: contextvars.ContextVar[list[Array] | None] = contextvars.ContextVar("starts", default=None)
+
+
+@contextlib.contextmanager
+def starts() -> Iterator[list[Array]]:
+    """The energies that `check_start` is given inside, while they are traced: for the caller to judge outside."""
+    token = _starts.set([])
+    try:
+        yield _starts.get()  # type: ignore[misc]
+    finally:
+        _starts.reset(token)
+
+
 def check_start(energy: Array) -> None:
     """Raise a `ValueError` for a start of infinite or undefined energy, where that can be known."""
-    if not is_traced(energy) and not bool(jnp.isfinite(energy).all()):
-        bad = int(jnp.sum(~jnp.isfinite(energy)))
+    values, waiting = known(energy), _starts.get()
+    if values is None:
+        if waiting is not None:
+            waiting.append(energy)
+    elif not np.isfinite(values).all():
+        bad = np.sum(~np.isfinite(values))
         many = "" if energy.ndim == 0 else f" for {bad} of {energy.size} chains"
         raise ValueError(f"the energy of the start is not finite{many}: start where exp(-energy) is positive")
 
@@ -202,9 +227,4 @@ def check_scale(scale: PyTree | None, position: PyTree, lanes: int) -> None:
 
 def positive(value: Scalar, name: str, *, or_zero: bool = False) -> Array:
     """A parameter as an array, so that another value does not compile again; a `ValueError` if it is negative."""
-    array = jnp.asarray(value) if not isinstance(value, int) else jnp.asarray(float(value))
-    if array.shape != () or not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name} must be one real number, got {value!r}")
-    if not is_traced(array) and not (array > 0 or (or_zero and array == 0)):
-        raise ValueError(f"{name} must be {'at least 0' if or_zero else 'positive'}, got {value}")
-    return array
+    return number(value, name, least=0) if or_zero else number(value, name, above=0)
