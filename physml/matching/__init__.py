@@ -1,17 +1,13 @@
 """Transport between distributions: paths, one loss, samplers, likelihoods. t runs from 0 (source) to 1 (data)."""
 
-from physml.matching.bridges.gaussian_plan import (
-    GaussianPlan as GaussianPlan,
-    MixturePlan as MixturePlan,
-    gaussian_plan as gaussian_plan,
-    mixture_plan as mixture_plan,
-)
+from physml.matching.bridges.gaussian_plan import GaussianPlan as GaussianPlan, gaussian_plan as gaussian_plan
 from physml.matching.bridges.light_bridge import (
     Conditional as Conditional,
     LightBridge as LightBridge,
     bridge_loss as bridge_loss,
     light_bridge as light_bridge,
 )
+from physml.matching.bridges.mixture_plan import MixturePlan as MixturePlan, mixture_plan as mixture_plan
 from physml.matching.couplings.couple import (
     Assignment as Assignment,
     Entropic as Entropic,

@@ -7,7 +7,8 @@ import pytest
 import scipy.linalg
 
 from physml import matching
-from physml.matching.bridges.gaussian_plan import gaussian_plan, mixture_plan
+from physml.matching.bridges.gaussian_plan import gaussian_plan
+from physml.matching.bridges.mixture_plan import mixture_plan
 from physml.metrics import gaussian_wasserstein2
 
 DIM = 3

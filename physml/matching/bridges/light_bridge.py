@@ -24,9 +24,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from physml.core import check
+from physml.core.program import program
 from physml.core.progress import progress_bar
 from physml.core.types import Key, Scalar
-from physml.integrate import Dynamics, Trajectory, integrate
+from physml.integrate import Trajectory
+from physml.matching.bridges.gaussian_plan import simulate_bridge
 
 
 class Conditional(NamedTuple):
@@ -45,11 +48,13 @@ class LightBridge(eqx.Module):
     log_s: Array
     epsilon: Array
 
+    @program
     def conditional(self, x: Array) -> Conditional:
         """The law of x1 given one source sample x (d,)."""
         s = jnp.exp(self.log_s)
         return Conditional(self._log_weights(0.0, x), self.r + s * x[None, :], self.epsilon * s)
 
+    @program
     def sample(self, x: Array, *, key: Key) -> Array:
         """One x1 for one source sample x (d,), exactly; batches by vmap over (x, key)."""
         which, normal = jax.random.split(key)
@@ -57,11 +62,13 @@ class LightBridge(eqx.Module):
         k = jax.random.categorical(which, law.log_weights)
         return law.means[k] + jnp.sqrt(law.variances[k]) * jax.random.normal(normal, x.shape, x.dtype)
 
+    @program
     def mean(self, x: Array) -> Array:
         """The barycentric projection E[x1 | x0 = x]."""
         law = self.conditional(x)
         return jnp.exp(law.log_weights) @ law.means
 
+    @program
     def drift(self, t: Any, x: Array, args: Any = None) -> Array:
         r"""The drift of the bridge $dx = g\,dt + \sqrt\epsilon\,dW$ at one (t, x), t in [0, 1]."""
         t = jnp.asarray(t, x.dtype)
@@ -71,12 +78,14 @@ class LightBridge(eqx.Module):
 
     def simulate(self, x: Array, ts: Array, *, key: Key) -> Trajectory:
         """The bridge from one source sample along the times ts, by Euler and Maruyama; `.xs` (len(ts), d)."""
-        return integrate(Dynamics(self.drift, lambda t, x, args: jnp.sqrt(self.epsilon)), x, ts, key=key)
+        return simulate_bridge(self.drift, self.epsilon, x, ts, key=key)
 
+    @program
     def log_normaliser(self, x: Array) -> Array:
         """ln c(x), the log-partition function of the conditional plan."""
         return jax.scipy.special.logsumexp(self._energies(0.0, x))
 
+    @program
     def log_potential(self, y: Array) -> Array:
         """ln v(y)."""
         var = self.epsilon * jnp.exp(self.log_s)
@@ -140,11 +149,9 @@ def light_bridge(
     is known no better than the masses of the components, to $n^{-1/2}$: there n samples bind, and a sampler is worth
     having. **Errors** `ValueError` for samples of different dimension, epsilon <= 0, steps < 3.
     """
-    if isinstance(epsilon, int | float) and epsilon <= 0:
-        raise ValueError(f"epsilon must be positive, got {epsilon}")
-    for name, value, least in (("components", components, 1), ("growth", growth, 1), ("steps", steps, 3)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    epsilon = check.number(epsilon, "epsilon", above=0)
+    components, steps = check.count(components, "components"), check.count(steps, "steps", least=3)
+    growth = check.count(growth, "growth")
     start_key, fit_key = jax.random.split(key)
     key0, key1, start_key = jax.random.split(start_key, 3)
     sample0, some0 = _source(x0, batch_size, key0)

@@ -22,9 +22,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from physml.core.derivative import divergence
+from physml.core.program import program
 from physml.core.types import Field
 
 
+@program
 def potential_residual(
     potential: Callable, velocity: Field, t: Any, x: Array, args: PyTree = None, *, probe: Array | None = None
 ) -> Array:
@@ -39,6 +41,7 @@ def potential_residual(
     return slope + div
 
 
+@program
 def score_residual(
     velocity: Field, score: Field, t: Any, x: Array, args: PyTree = None, *, probe: Array | None = None
 ) -> Array:

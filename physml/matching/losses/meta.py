@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from physml.core import check
+from physml.core.program import program
 from physml.core.types import Field, Key
 from physml.integrate import AbstractMethod, Diffrax
 from physml.matching.losses.match import match
@@ -63,8 +65,13 @@ def match_populations(
         )
     n = sources.shape[1]
     size = n if batch_size is None else batch_size
-    if not 1 <= size <= n:
-        raise ValueError(f"batch_size must be in 1..{n}, got {size}")
+    size = check.count(size, "batch_size", most=n)
+    return _match_populations(model, path, sources, targets, key, coupling, size)
+
+
+@program
+def _match_populations(model, path, sources, targets, key, coupling, size):
+    n = sources.shape[1]
 
     def one(source, target, key):
         rows_key, match_key = jax.random.split(key)

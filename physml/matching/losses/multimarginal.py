@@ -19,14 +19,17 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from physml.core.program import program
 from physml.core.types import Field, Key
 from physml.matching.exact.mixture import MixtureLike, _check_mixture
 from physml.train import fit
 
 
+@program
 def simplex_match(field: Field, xs: Array, *, key: Key, args: PyTree = None, concentration: float = 1.0) -> Array:
     r"""Regress the means $g_k$: the batch average of $\sum_k |f_k(a, x(a)) - x_k|^2 / d$ over weights from a
     Dirichlet law.
@@ -107,14 +110,20 @@ def edge(laws: int, start: int, end: int, *, modes: int = 1, nodes: int = 2, dty
 def along(field: Field, curve: Callable) -> Field:
     r"""The velocity $v(t, x) = \sum_k \dot a_k(t)\, g_k(a(t), x)$: a field for `sample`, `log_prob` and the rest."""
 
-    def velocity(t: Any, x: Array, args: PyTree = None) -> Array:
+    return _Along(field, curve)
+
+
+class _Along(eqx.Module):
+    field: Field
+    curve: Callable
+
+    def __call__(self, t: Any, x: Array, args: PyTree = None) -> Array:
         t = jnp.asarray(t, x.dtype)
-        a, slope = jax.jvp(curve, (t,), (jnp.ones_like(t),))
-        return jnp.tensordot(slope, field(a, x, args), 1)
-
-    return velocity
+        a, slope = jax.jvp(self.curve, (t,), (jnp.ones_like(t),))
+        return jnp.tensordot(slope, self.field(a, x, args), 1)
 
 
+@program
 def transport_energy(field: Field, curve: Callable, xs: Array, *, args: PyTree = None) -> Array:
     r"""$\int_0^1 E|v|^2\,dt$ along a curve, one time for each of the n columns of xs (K, n, ...), evenly spread."""
     n = xs.shape[1]
@@ -151,12 +160,26 @@ def learn_curve(
     bulge = 0.02 * jax.random.normal(begin, (modes, shape[0])) + 0.4 * jnp.eye(modes, 1)
     curve = eqx.tree_at(lambda c: c.coefficients, curve, bulge)
 
-    def loss(curve, xs, *, key):
-        # The times move with the step, so that no node of the quadrature can be exploited.
-        return transport_energy(field, lambda t: curve((t + jax.random.uniform(key) / xs.shape[1]) % 1.0), xs)
-
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    loss = _CurveEnergy(field)
     return fit(loss, curve, sampler, optimizer=optimizer, steps=steps, key=train_key, progress=progress).model
+
+
+class _CurveEnergy(eqx.Module):
+    """The energy at times that move with the step, so that no node of the quadrature can be exploited."""
+
+    field: Field
+
+    def __call__(self, curve, xs, *, key):
+        return transport_energy(self.field, _Shifted(curve, jax.random.uniform(key) / xs.shape[1]), xs)
+
+
+class _Shifted(eqx.Module):
+    curve: Callable
+    shift: Array
+
+    def __call__(self, t):
+        return self.curve((t + self.shift) % 1.0)
 
 
 def exact_means(mixtures: Sequence[MixtureLike]) -> Field:
@@ -170,10 +193,17 @@ def exact_means(mixtures: Sequence[MixtureLike]) -> Field:
     dims = {law[1].shape[1] for law in laws}
     if len(laws) < 2 or len(dims) != 1:
         raise ValueError(f"give two mixtures or more of one dimension; got {len(laws)} of dimensions {sorted(dims)}")
-    grid = jnp.stack(jnp.meshgrid(*[jnp.arange(len(law[0])) for law in laws], indexing="ij"), -1).reshape(-1, len(laws))
+    return _ExactMeans(tuple(laws))
 
-    def field(a: Array, x: Array, args: Any = None) -> Array:
-        parts = [tuple(jnp.asarray(part, x.dtype) for part in law) for law in laws]
+
+class _ExactMeans(eqx.Module):
+    laws: tuple
+
+    @program
+    def __call__(self, a: Array, x: Array, args: Any = None) -> Array:
+        parts = [tuple(part.astype(x.dtype) for part in law) for law in self.laws]
+        counts = [np.arange(len(law[0])) for law in parts]
+        grid = np.stack(np.meshgrid(*counts, indexing="ij"), -1).reshape(-1, len(parts))
         log_w = sum(jnp.log(w)[grid[:, k]] for k, (w, _, _) in enumerate(parts))
         m = jnp.stack([m[grid[:, k]] for k, (_, m, _) in enumerate(parts)])
         c = jnp.stack([c[grid[:, k]] for k, (_, _, c) in enumerate(parts)])
@@ -184,5 +214,3 @@ def exact_means(mixtures: Sequence[MixtureLike]) -> Field:
         r = jax.nn.softmax(log_w - 0.5 * (gap * u).sum(-1) - log_det)
         means = m + a[:, None, None] * jnp.einsum("kcde,ce->kcd", c, u)
         return jnp.einsum("c,kcd->kd", r, means)
-
-    return field
