@@ -29,6 +29,29 @@ def _cast_up(leaf):
     return jnp.asarray(leaf).astype(_UP[name]) if name in _UP else leaf
 
 
+def _callers(tree: PyTree) -> tuple[Any, Any]:
+    """The dtypes in which results go back: the widest floating one among the arrays, and the default integer."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if _is_number(leaf)]
+    floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    down = jax.dtypes.canonicalize_dtype(jnp.finfo(widest(*floats)).dtype if floats else float)
+    return down, jax.dtypes.canonicalize_dtype(int)
+
+
+def _cast_down(tree: PyTree, dtypes: tuple[Any, Any]) -> PyTree:
+    down, integer = dtypes
+
+    def one(leaf):
+        if not _is_number(leaf):
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            return jnp.asarray(leaf).astype(widest(down, jnp.complex64))
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.asarray(leaf).astype(down)
+        return jnp.asarray(leaf).astype(integer) if jnp.issubdtype(leaf.dtype, jnp.signedinteger) else leaf
+
+    return jax.tree.map(one, tree)
+
+
 def in_float64(function: F) -> F:
     """Decorator: compute in float64, return the caller's dtype, leave the global x64 flag as it is.
 
@@ -44,26 +67,10 @@ def in_float64(function: F) -> F:
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
-        leaves = [leaf for leaf in jax.tree.leaves((args, kwargs)) if _is_number(leaf)]
-        floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-        down = jax.dtypes.canonicalize_dtype(jnp.finfo(widest(*floats)).dtype if floats else float)
-        integer = jax.dtypes.canonicalize_dtype(int)
+        dtypes = _callers((args, kwargs))
         with jax.enable_x64(True):
             args, kwargs = jax.tree.map(_cast_up, (args, kwargs))
-            out = function(*args, **kwargs)
-
-            def cast_down(leaf):
-                if not _is_number(leaf):
-                    return leaf
-                if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-                    return jnp.asarray(leaf).astype(widest(down, jnp.complex64))
-                if jnp.issubdtype(leaf.dtype, jnp.floating):
-                    return jnp.asarray(leaf).astype(down)
-                if jnp.issubdtype(leaf.dtype, jnp.signedinteger):
-                    return jnp.asarray(leaf).astype(integer)
-                return leaf
-
-            return jax.tree.map(cast_down, out)
+            return _cast_down(function(*args, **kwargs), dtypes)
 
     return wrapped  # type: ignore[return-value]
 
@@ -71,44 +78,47 @@ def in_float64(function: F) -> F:
 def float64_program(function: F | None = None, *, static: tuple[str, ...] = ()) -> F:
     """Decorator of a function of arrays: one compiled program in float64, with derivatives of the same precision.
 
-    What `in_float64` does, and two things more. Outside jit the whole function is one program: numbers become arrays,
-    so that another value does not compile again; only the arguments named in `static` (and strings, None, functions)
-    make programs of their own. And derivatives are taken in float64 wherever the caller takes them: JAX differentiates
-    after the function has returned, where wide numbers are no longer known. Forward and reverse mode, also one over the
-    other, with `vmap` and `jit`; not reverse over reverse. The function must not close over traced values.
+    What `in_float64` does, and two things more. Outside jit the whole function, casts included, is one program: numbers
+    become arrays, so that another value does not compile again; only the arguments named in `static` (and words, None,
+    functions) make programs of their own. And derivatives are taken in float64 wherever the caller takes them: JAX
+    differentiates after the function has returned, where wide numbers are no longer known. Forward and reverse mode,
+    also one over the other, with `vmap` and `jit`; not reverse over reverse. The function must not close over traced
+    values.
     """
     if function is None:
         return functools.partial(float64_program, static=static)  # type: ignore[return-value]
     signature = inspect.signature(function)
-    program, tangents = eqx.filter_jit(function), _Tangents(function)
+
+    def body(arrays, fixed, dtypes):
+        return _cast_down(function(**eqx.combine(jax.tree.map(_cast_up, arrays), fixed)), dtypes)
+
+    program, tangents = eqx.filter_jit(body), _Tangents(body)
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        named = {name: v if name in static else _as_arrays(v) for name, v in bound.arguments.items()}
-        arrays, fixed = eqx.partition(named, eqx.is_array)
-        if is_traced(arrays):
-            return in_float64(_differentiable)(program, tangents, arrays, fixed)
-        return in_float64(program)(**named)
+        dtypes = _callers(bound.arguments)
+        named = {name: v if name in static else jax.tree.map(_exactly, v) for name, v in bound.arguments.items()}
+        with jax.enable_x64(True):
+            arrays, fixed = eqx.partition(named, _is_number)
+            if is_traced(arrays):
+                return _differentiable(program, tangents, arrays, fixed, dtypes)
+            return program(arrays, fixed, dtypes)
 
     return wrapped  # type: ignore[return-value]
 
 
-def _as_arrays(value: Any) -> Any:
-    """Numbers of any kind as arrays; Python's take the default floating dtype."""
-
-    def one(leaf):
-        if isinstance(leaf, bool) or not isinstance(leaf, int | float | complex | np.generic | np.ndarray):
-            return leaf
-        return jnp.asarray(leaf, float) if isinstance(leaf, int | float) else jnp.asarray(leaf)
-
-    return jax.tree.map(one, value)
+def _exactly(leaf: Any) -> Any:
+    """Numbers of Python as NumPy's, with all their digits: they do not count for the caller's dtype."""
+    if isinstance(leaf, bool) or not isinstance(leaf, int | float | complex):
+        return leaf
+    return np.asarray(leaf, np.complex128 if isinstance(leaf, complex) else np.float64)
 
 
-def _differentiable(program, tangents, arrays, fixed):
+def _differentiable(program, tangents, arrays, fixed, dtypes):
     """The program of arrays that may be traced, with a derivative that is computed in this context."""
-    call = lambda arrays: program(**eqx.combine(arrays, fixed))
+    call = lambda arrays: program(arrays, fixed, dtypes)
 
     @jax.custom_jvp
     def run(arrays):
@@ -118,7 +128,7 @@ def _differentiable(program, tangents, arrays, fixed):
     def _(primals, moves):
         # JAX comes here at a time of its own choosing.
         with jax.enable_x64(True):
-            return tangents(primals[0], moves[0], fixed)
+            return tangents(primals[0], moves[0], fixed, dtypes)
 
     out = eqx.filter_eval_shape(call, arrays)
     return eqx.combine(run(arrays), eqx.filter(out, lambda leaf: not isinstance(leaf, jax.ShapeDtypeStruct)))
@@ -127,20 +137,20 @@ def _differentiable(program, tangents, arrays, fixed):
 class _Tangents:
     """Values and tangents of a function, compiled; its linear map carries its transpose with it."""
 
-    def __init__(self, function: Callable[..., Any]):
-        self.function, self.program = function, eqx.filter_jit(self._move)
+    def __init__(self, body: Callable[..., Any]):
+        self.body, self.program = body, eqx.filter_jit(self._move)
 
-    def __call__(self, arrays, moves, fixed):
-        real = jax.tree.map(eqx.is_inexact_array, arrays)
+    def __call__(self, arrays, moves, fixed, dtypes):
+        real = jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact), arrays)
         moved, still = eqx.partition(arrays, real)
-        out, move = self.program(moved, eqx.filter(moves, real), still, fixed)
+        out, move = self.program(moved, eqx.filter(moves, real), still, fixed, dtypes)
         none = lambda v: np.zeros(v.shape, jax.dtypes.float0)
         moving = jax.tree.map(lambda v, t: none(v) if t is None else t, out, move, is_leaf=lambda leaf: leaf is None)
         return out, moving
 
-    def _move(self, moved, moves, still, fixed):
+    def _move(self, moved, moves, still, fixed, dtypes):
         def of_moved(moved):
-            out = self.function(**eqx.combine(moved, still, fixed))
+            out = self.body(eqx.combine(moved, still), fixed, dtypes)
             return eqx.partition(eqx.filter(out, eqx.is_array), eqx.is_inexact_array)
 
         out, push, rest = jax.linearize(of_moved, moved, has_aux=True)
