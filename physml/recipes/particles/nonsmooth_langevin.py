@@ -280,8 +280,8 @@ def plot(result):
     draw.cloud(mixture, d.samples[shown], f"mixture, {shown}", reach=3, size=1, alpha=1)
     distance, floor, rate = np.transpose(list(d.table.values()))
     draw.keys(distances, list(d.table), distance)
-    distances.plot(floor, np.arange(len(floor))[::-1], "k|", ms=12, label="independent draws")
-    draw.label(distances, r"$W_1$ to the target", "distance")
+    distances.plot(floor, np.arange(len(floor))[::-1], "k|", ms=12)
+    draw.label(distances, r"$W_1$ to the target", "distance; black: of independent draws")
     draw.keys(rates, list(d.table), rate)
     draw.label(rates, "effective samples for a gradient")
     for axis, (title, image) in zip((photo, *lower), d.images.items(), strict=False):
