@@ -44,7 +44,7 @@ class Config(Settings):
     steps: tuple[int, ...] = (100, 100, 50)
     samples: tuple[int, ...] = (8000, 40_000, 96_000)  # for each gamma: memory amplifies their noise
     width: int = 2500
-    seeds: int = setting(6, least=2)
+    seeds: int = setting(6, least=2.0)
     widths: tuple[int, ...] = setting((32, 64, 128, 256, 512, 1024), length=0)
     width_seeds: int = 16
     width_samples: int = 40_000

@@ -60,7 +60,7 @@ class Config(Settings):
     rate: float = 1.0  # k
     amplitude: float = 1.2  # sigma
     step: float = 0.1  # h of Euler and Maruyama
-    batches: int = setting(32, least=8)  # of strong_paths paths each; slopes get their error from leaving one out
+    batches: int = setting(32, least=8.0)  # of strong_paths paths each; slopes get their error from leaving one out
     strong_paths: int = 512
     finest: int = 12  # the reference of the double well has 2^finest steps to t = 1
     strong_levels: tuple[int, ...] = setting((6, 7, 8, 9), length=3)  # h = 2^-level

@@ -36,8 +36,8 @@ METHODS = ("single", "ensemble", "mode", "HMC", "SGHMC", "SGLD")
 class Config(Settings):
     """Sizes, and what the claims ask for."""
 
-    splits: int = setting(8, least=2)
-    train: int = setting(150, least=20, most=500)  # few data, so that the posterior is wide
+    splits: int = setting(8, least=2.0)
+    train: int = setting(150, least=20.0, most=500.0)  # few data, so that the posterior is wide
     hidden: int = 10
     chains: int = 8
     batch_size: int = 30

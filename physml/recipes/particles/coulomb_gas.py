@@ -35,13 +35,13 @@ INFO = Info(
 class Config(Settings):
     """Sizes, and what the claims ask for."""
 
-    n: int = setting(20, least=2)
-    chains: int = setting(64, least=2)
-    draws: int = setting(2000, least=2)  # of each chain; the first tenth forgets the start
-    leaps: int = setting(10, least=2)
+    n: int = setting(20, least=2.0)
+    chains: int = setting(64, least=2.0)
+    draws: int = setting(2000, least=2.0)  # of each chain; the first tenth forgets the start
+    leaps: int = setting(10, least=2.0)
     step: float = 0.25  # of HMC at beta = 2; it goes as the root of beta
     betas: tuple[float, ...] = setting((1.0, 4.0), length=0)  # beside 2
-    matrices: int = setting(4000, least=2)
+    matrices: int = setting(4000, least=2.0)
     sizes: tuple[int, ...] = (8, 16, 32, 64)
     errors: float = 5.0  # standard errors granted
 

@@ -46,7 +46,7 @@ class Config(Settings):
     thin: int = 10
     step_size: float = 0.02  # of unadjusted kernels; adjusted ones take 0.2
     smoothing: float = 1.0
-    side: int = setting(64, least=8, most=128)
+    side: int = setting(64, least=8.0, most=128.0)
     blur: int = 5
     noise: float = 0.02  # grey levels run from 0 to 1
     prox_iterations: int = 15
