@@ -172,7 +172,7 @@ def _alignment(kernel, y):
 
 def plot(result):
     """Losses, alignment, kernels before and after, error over width."""
-    figure, ((losses, alignment, widths), lower) = draw.panels(2, 3, width=4, height=3.4)
+    figure, ((losses, alignment, widths), lower) = draw.panels(2, 3, width=4.0, height=3.4)
     for i, (name, (order, nets, y)) in enumerate(result.data.networks.items()):
         last = np.einsum("kakb->kab", np.asarray(order.Phi[-1]))
         draw.theory(losses, order.t, order.loss, f"C{i}", label=name)

@@ -163,7 +163,7 @@ def plot(result):
     """A configuration, the density, the law of the virial, cumulants in standard errors, and the variance over n."""
     d = result.data
     figure, (charges, density, virial, cumulants, variance) = draw.panels(1, 5, width=3.6, height=3.6)
-    draw.cloud(charges, d.configuration, rf"{d.n} charges, $\beta = 2$", size=10, alpha=1)
+    draw.cloud(charges, d.configuration, rf"{d.n} charges, $\beta = 2$", size=10.0, alpha=1)
     angle = np.linspace(0, 2 * np.pi, 200)
     charges.plot(d.n**0.5 * np.cos(angle), d.n**0.5 * np.sin(angle), color="0.6")
     r = np.linspace(0, 1.3 * d.n**0.5, 200)

@@ -178,7 +178,7 @@ def plot(result):
         draw.theory(chaos, d.sizes, exact, color=f"C{i}")
     draw.label(chaos, "lines: the exact discrete law", "N", "variance - limit", log="xy")
     draw.cloud(ring, d.target, color="0.8")
-    draw.cloud(ring, d.ring, "MMD flow to a ring", size=3, color="C3", alpha=1)
+    draw.cloud(ring, d.ring, "MMD flow to a ring", size=3.0, color="C3", alpha=1)
     flow.plot(d.scores)
     flow.axhline(d.floor, color="0.5", ls="--")
     draw.label(flow, "MMD², dashed a fresh sample", "saved moves", log="y")

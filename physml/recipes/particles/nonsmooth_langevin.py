@@ -277,7 +277,7 @@ def plot(result):
     d = result.data
     figure, ((mixture, distances, rates, photo), lower) = draw.panels(2, 4, width=3.5, height=3.3)
     shown = "MYULA" if "MYULA" in d.samples else next(iter(d.samples))
-    draw.cloud(mixture, d.samples[shown], f"mixture, {shown}", reach=3, size=1, alpha=1)
+    draw.cloud(mixture, d.samples[shown], f"mixture, {shown}", reach=3.0, size=1.0, alpha=1)
     distance, floor, rate = np.transpose(list(d.table.values()))
     draw.keys(distances, list(d.table), distance)
     distances.plot(floor, np.arange(len(floor))[::-1], "k|", ms=12)
