@@ -247,7 +247,7 @@ def plot(result):
             curves.plot(t, error, color=colour, label=f"L = {L}")
         draw.theory(curves, t, d.deep, "k--", label="infinite depth")
         decay.plot(*d.depth, "o", label="depth, against infinite")
-        draw.slope(decay, *d.depth, power=-1)
+        draw.slope(decay, *d.depth, power=-1.0)
     if d.width is not None:
         decay.plot(*d.width, "s", label="width, single networks")
         draw.slope(decay, *d.width, power=-0.5)

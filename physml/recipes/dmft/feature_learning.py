@@ -44,7 +44,7 @@ class Config(Settings):
     steps: tuple[int, ...] = (100, 100, 50)
     samples: tuple[int, ...] = (8000, 40_000, 96_000)  # for each gamma: memory amplifies their noise
     width: int = 2500
-    seeds: int = setting(6, least=2)
+    seeds: int = setting(6, least=2.0)
     widths: tuple[int, ...] = setting((32, 64, 128, 256, 512, 1024), length=0)
     width_seeds: int = 16
     width_samples: int = 40_000
@@ -172,7 +172,7 @@ def _alignment(kernel, y):
 
 def plot(result):
     """Losses, alignment, kernels before and after, error over width."""
-    figure, ((losses, alignment, widths), lower) = draw.panels(2, 3, width=4, height=3.4)
+    figure, ((losses, alignment, widths), lower) = draw.panels(2, 3, width=4.0, height=3.4)
     for i, (name, (order, nets, y)) in enumerate(result.data.networks.items()):
         last = np.einsum("kakb->kab", np.asarray(order.Phi[-1]))
         draw.theory(losses, order.t, order.loss, f"C{i}", label=name)

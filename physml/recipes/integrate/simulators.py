@@ -60,7 +60,7 @@ class Config(Settings):
     rate: float = 1.0  # k
     amplitude: float = 1.2  # sigma
     step: float = 0.1  # h of Euler and Maruyama
-    batches: int = setting(32, least=8)  # of strong_paths paths each; slopes get their error from leaving one out
+    batches: int = setting(32, least=8.0)  # of strong_paths paths each; slopes get their error from leaving one out
     strong_paths: int = 512
     finest: int = 12  # the reference of the double well has 2^finest steps to t = 1
     strong_levels: tuple[int, ...] = setting((6, 7, 8, 9), length=3)  # h = 2^-level
@@ -150,7 +150,7 @@ def _moments(study, config, key):
     bias = Estimate(seen.value[-1] - limit, seen.error[-1])
     study.at_least("OU: step-size bias of the variance, in standard errors", bias.z(0), 5, "resolved")
     predicted = limit * k * h / (2 - k * h)
-    study.near("OU: step-size bias of the variance", bias, predicted, "sigma^2/2k * kh/(2 - kh)", sigmas=5)
+    study.near("OU: step-size bias of the variance", bias, predicted, "sigma^2/2k * kh/(2 - kh)", sigmas=5.0)
     study.measure(ou_variance=seen.value[-1], ou_variance_continuous=limit)
     equation = lambda n: limit * (1 - np.exp(-2 * k * n * h))
     grid = np.arange(steps + 1)
@@ -183,7 +183,7 @@ def _well(study, config, key):
     z = moment(0)
     for p in (2, 4):
         source = "quadrature of exp(-V/T)/Z, 5 standard errors"
-        study.near(f"double well: <x^{p}>", mean_and_error(x**p), moment(p) / z, source, sigmas=5)
+        study.near(f"double well: <x^{p}>", mean_and_error(x**p), moment(p) / z, source, sigmas=5.0)
     grid = np.linspace(-2.2, 2.2, 301)
     study.keep(well=x, well_grid=grid, well_density=weight(grid) / z)
 
@@ -311,7 +311,7 @@ def _recover(study, config, key):
     errors = found * np.sqrt(np.diag(np.linalg.inv(slope.T @ precision @ slope)) * factor)
     for i, name in enumerate(("rate k", "amplitude sigma")):
         recovered = Estimate(found[i], errors[i])
-        study.near(f"recovered {name}", recovered, truth[i], "the truth, 5 sampling errors", sigmas=5)
+        study.near(f"recovered {name}", recovered, truth[i], "the truth, 5 sampling errors", sigmas=5.0)
     freedom = len(data) - 2
     quantile, source = stats.chi2.isf(6e-7, freedom), f"quantile of chi^2 with {freedom} degrees of freedom, p = 6e-7"
     statistic = math.exp(float(objective[-1])) / factor - 1
@@ -328,7 +328,7 @@ def plot(result):
     figure, axes = draw.panels(2, 3, width=4.5, height=3.8)
     moments, strong, weak, density, escape, fit = axes.flat
     draw.theory(moments, *d.ou_scheme, "C0", label="scheme's recursion")
-    draw.measured(moments, *d.ou_seen, sigmas=5, color="C0", label="simulated, ±5 s.e.")
+    draw.measured(moments, *d.ou_seen, sigmas=5.0, color="C0", label="simulated, ±5 s.e.")
     y = "variance of x(t) minus the equation's"
     draw.label(
         moments, "Ornstein-Uhlenbeck, Euler-Maruyama", "time t", y, legend={"loc": "lower right"}, ylim=(0, None)
@@ -342,7 +342,7 @@ def plot(result):
         for i, order in enumerate(methods):
             style, name = {"color": f"C{i}"}, f"{order.label}: {order.slope:.2f} ({order.theory:g})"
             draw.slope(axis, order.h, order.error, order.theory, ls="-", alpha=0.6, **style)
-            draw.measured(axis, order.h, order.error, order.bar, sigmas=1, fmt="osD^v"[i], label=name, **style)
+            draw.measured(axis, order.h, order.error, order.bar, sigmas=1.0, fmt="osD^v"[i], label=name, **style)
         draw.label(axis, title, "step h", error, log="xy", legend={"title": "measured slope (theory, line)"})
     strong.set_ylim(bottom=min(order.error.min() for order in d.strong) / 60)  # room for the legend
     strong.get_legend().set_loc("lower right")
@@ -351,7 +351,7 @@ def plot(result):
     draw.label(density, "Double well", "x", "stationary density")
     draw.theory(escape, *d.escape_theory, label="first-passage integral")
     draw.theory(escape, *d.escape_kramers, "k:", label="Kramers")
-    draw.measured(escape, *d.escape, sigmas=5, label="simulated, ±5 s.e.")
+    draw.measured(escape, *d.escape, sigmas=5.0, label="simulated, ±5 s.e.")
     draw.label(escape, "Escape from a well", "inverse temperature 1/T", "rate of passage from -1 to 1", log="y")
     for i, name in enumerate(("rate k", r"amplitude $\sigma$")):
         fit.axhspan(*(d.fit_truth[i] + 5 * d.fit_error[i] * np.array([-1, 1])), color=f"C{i}", alpha=0.2, lw=0)

@@ -36,8 +36,8 @@ METHODS = ("single", "ensemble", "mode", "HMC", "SGHMC", "SGLD")
 class Config(Settings):
     """Sizes, and what the claims ask for."""
 
-    splits: int = setting(8, least=2)
-    train: int = setting(150, least=20, most=500)  # few data, so that the posterior is wide
+    splits: int = setting(8, least=2.0)
+    train: int = setting(150, least=20.0, most=500.0)  # few data, so that the posterior is wide
     hidden: int = 10
     chains: int = 8
     batch_size: int = 30
@@ -191,7 +191,7 @@ def plot(result):
     for axis, (title, scores) in zip(axes, result.data.scores.items(), strict=True):
         for i, values in enumerate(scores.values()):
             axis.plot(np.full(len(values), i), values, ".", color=f"C{i}", alpha=0.5)
-            draw.measured(axis, i + 0.2, *mean_and_error(values), sigmas=1, color=f"C{i}", capsize=3)
+            draw.measured(axis, i + 0.2, *mean_and_error(values), sigmas=1.0, color=f"C{i}", capsize=3)
         draw.label(axis, f"{title} on test data", y=title, ylim=(0, None))
         axis.set_xticks(range(len(METHODS)), METHODS, rotation=20)
     for name, (p, y) in result.data.predictions.items():

@@ -154,7 +154,7 @@ def plot(result):
     for i, (function, table) in enumerate(result.data.tables.items()):
         rate, low, high, left = table.T
         bars = np.maximum([rate - low, high - rate], 0)[:, :-1]
-        draw.measured(success, sigma, rate[:-1], bars, sigmas=1, fmt="o-", color=f"C{i}", label=function)
+        draw.measured(success, sigma, rate[:-1], bars, sigmas=1.0, fmt="o-", color=f"C{i}", label=function)
         spread.plot(sigma, left[:-1], "o-", color=f"C{i}", ms=4)
         spread.plot(sigma[-1:], left[-1:], "x", color=f"C{i}")
     for axis in (success, spread):

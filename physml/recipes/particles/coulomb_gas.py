@@ -35,13 +35,13 @@ INFO = Info(
 class Config(Settings):
     """Sizes, and what the claims ask for."""
 
-    n: int = setting(20, least=2)
-    chains: int = setting(64, least=2)
-    draws: int = setting(2000, least=2)  # of each chain; the first tenth forgets the start
-    leaps: int = setting(10, least=2)
+    n: int = setting(20, least=2.0)
+    chains: int = setting(64, least=2.0)
+    draws: int = setting(2000, least=2.0)  # of each chain; the first tenth forgets the start
+    leaps: int = setting(10, least=2.0)
     step: float = 0.25  # of HMC at beta = 2; it goes as the root of beta
     betas: tuple[float, ...] = setting((1.0, 4.0), length=0)  # beside 2
-    matrices: int = setting(4000, least=2)
+    matrices: int = setting(4000, least=2.0)
     sizes: tuple[int, ...] = (8, 16, 32, 64)
     errors: float = 5.0  # standard errors granted
 
@@ -163,7 +163,7 @@ def plot(result):
     """A configuration, the density, the law of the virial, cumulants in standard errors, and the variance over n."""
     d = result.data
     figure, (charges, density, virial, cumulants, variance) = draw.panels(1, 5, width=3.6, height=3.6)
-    draw.cloud(charges, d.configuration, rf"{d.n} charges, $\beta = 2$", size=10, alpha=1)
+    draw.cloud(charges, d.configuration, rf"{d.n} charges, $\beta = 2$", size=10.0, alpha=1)
     angle = np.linspace(0, 2 * np.pi, 200)
     charges.plot(d.n**0.5 * np.cos(angle), d.n**0.5 * np.sin(angle), color="0.6")
     r = np.linspace(0, 1.3 * d.n**0.5, 200)

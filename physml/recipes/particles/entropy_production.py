@@ -39,14 +39,14 @@ class Config(Settings):
     """Sizes, and what the claims ask for."""
 
     systems: int = 3  # random linear ones
-    dim: int = setting(3, least=2)
+    dim: int = setting(3, least=2.0)
     steps: int = 1500
     batch_size: int = 512
     width: int = 48
     paths: int = 2000  # of the ring
     snapshots: int = 40
-    grid: int = setting(160, least=16)
-    particles: int = setting(64, least=0)  # 0 leaves the third system out
+    grid: int = setting(160, least=16.0)
+    particles: int = setting(64, least=0.0)  # 0 leaves the third system out
     worlds: int = 64  # independent copies of it
     world_steps: int = 1200
     world_batch: int = 32

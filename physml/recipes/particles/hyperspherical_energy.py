@@ -43,14 +43,14 @@ GROUPS = ("none", "plain", "half-space")
 class Config(Settings):
     """Sizes, and what the claims ask for."""
 
-    sizes: tuple[int, ...] = setting(tuple(MINIMA), least=min(MINIMA), most=max(MINIMA))
-    starts: int = setting(16, least=2)
-    examples: int = setting(400, most=1437)
-    networks: int = setting(8, least=2)  # of each kind, from the same initial weights
-    width: int = setting(48, least=2)
-    steps: int = setting(1500, least=2)
-    batch_size: int = setting(64, least=2)
-    strength: float = setting(1.0, least=0)  # of the mean energy over pairs, beside the cross-entropy
+    sizes: tuple[int, ...] = setting(tuple(MINIMA), least=2.0, most=12.0)
+    starts: int = setting(16, least=2.0)
+    examples: int = setting(400, most=1437.0)
+    networks: int = setting(8, least=2.0)  # of each kind, from the same initial weights
+    width: int = setting(48, least=2.0)
+    steps: int = setting(1500, least=2.0)
+    batch_size: int = setting(64, least=2.0)
+    strength: float = setting(1.0, least=0.0)  # of the mean energy over pairs, beside the cross-entropy
     accuracy: float = 0.005  # how much of it may be lost
 
     def rules(self):

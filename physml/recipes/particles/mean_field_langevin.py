@@ -39,16 +39,16 @@ INFO = Info(
 class Config(Settings):
     """Sizes, and what the claims ask for."""
 
-    sizes: tuple[int, ...] = setting((4, 8, 16, 32, 64), least=2, length=2)
-    copies: int = setting(4096, least=2)  # independent systems
-    moves: int = setting(2000, least=2)
+    sizes: tuple[int, ...] = setting((4, 8, 16, 32, 64), least=2.0, length=2)
+    copies: int = setting(4096, least=2.0)  # independent systems
+    moves: int = setting(2000, least=2.0)
     step_size: float = 0.05
     a: float = 0.5
     kappa: float = 2.0
     temperature: float = 0.7
     mmd_particles: int = 500
     mmd_moves: int = 4000
-    width: int = setting(400, least=2)
+    width: int = setting(400, least=2.0)
     network_moves: int = 4000
     network_points: int = 200
     # the bounds of the claims
@@ -178,7 +178,7 @@ def plot(result):
         draw.theory(chaos, d.sizes, exact, color=f"C{i}")
     draw.label(chaos, "lines: the exact discrete law", "N", "variance - limit", log="xy")
     draw.cloud(ring, d.target, color="0.8")
-    draw.cloud(ring, d.ring, "MMD flow to a ring", size=3, color="C3", alpha=1)
+    draw.cloud(ring, d.ring, "MMD flow to a ring", size=3.0, color="C3", alpha=1)
     flow.plot(d.scores)
     flow.axhline(d.floor, color="0.5", ls="--")
     draw.label(flow, "MMD², dashed a fresh sample", "saved moves", log="y")

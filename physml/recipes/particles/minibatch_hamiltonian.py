@@ -172,7 +172,7 @@ def plot(result):
     for (scheme, mode), (value, error, exact, slope) in tables.items():
         style = {"color": f"C{('OBABO', 'BAOAB', 'euler').index(scheme)}"}
         name = f"{scheme}, order {slope:.2f}" if np.isfinite(slope) else scheme
-        draw.measured(axes[mode], h, np.abs(value), error, sigmas=1, label=name, **style)
+        draw.measured(axes[mode], h, np.abs(value), error, sigmas=1.0, label=name, **style)
         if np.abs(exact).max() > 1e-9:
             draw.theory(axes[mode], h, np.abs(exact), **style)
     for mode, axis in axes.items():

@@ -153,7 +153,7 @@ def _variances(study, config, name, later):
 def plot(result):
     """Means of the players, and the laws they settle in beside the equilibrium."""
     d = result.data
-    figure, axes = draw.panels(2, 3, width=4, height=3.2)
+    figure, axes = draw.panels(2, 3, width=4.0, height=3.2)
     for row, (title, equilibrium) in zip(axes, d.equilibria.items(), strict=True):
         names = [name for game, name in d.means if game == title]
         for i, name in enumerate(names):

@@ -46,7 +46,7 @@ class Config(Settings):
     thin: int = 10
     step_size: float = 0.02  # of unadjusted kernels; adjusted ones take 0.2
     smoothing: float = 1.0
-    side: int = setting(64, least=8, most=128)
+    side: int = setting(64, least=8.0, most=128.0)
     blur: int = 5
     noise: float = 0.02  # grey levels run from 0 to 1
     prox_iterations: int = 15
@@ -277,11 +277,11 @@ def plot(result):
     d = result.data
     figure, ((mixture, distances, rates, photo), lower) = draw.panels(2, 4, width=3.5, height=3.3)
     shown = "MYULA" if "MYULA" in d.samples else next(iter(d.samples))
-    draw.cloud(mixture, d.samples[shown], f"mixture, {shown}", reach=3, size=1, alpha=1)
+    draw.cloud(mixture, d.samples[shown], f"mixture, {shown}", reach=3.0, size=1.0, alpha=1)
     distance, floor, rate = np.transpose(list(d.table.values()))
     draw.keys(distances, list(d.table), distance)
-    distances.plot(floor, np.arange(len(floor))[::-1], "k|", ms=12, label="independent draws")
-    draw.label(distances, r"$W_1$ to the target", "distance")
+    distances.plot(floor, np.arange(len(floor))[::-1], "k|", ms=12)
+    draw.label(distances, r"$W_1$ to the target", "distance; black: of independent draws")
     draw.keys(rates, list(d.table), rate)
     draw.label(rates, "effective samples for a gradient")
     for axis, (title, image) in zip((photo, *lower), d.images.items(), strict=False):

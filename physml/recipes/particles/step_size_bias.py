@@ -175,7 +175,7 @@ def plot(result):
         times.plot(d.steps, row.time, "o", color=color, ms=4)
         draw.theory(times, d.steps, row.exact_time, color=color)
         for axis in well:
-            draw.measured(axis, *d.well[name], sigmas=1, fmt="o-", color=color)
+            draw.measured(axis, *d.well[name], sigmas=1.0, fmt="o-", color=color)
             draw.label(axis, "double well", "step h", r"$|\langle x^2\rangle - $ exact$|$", log="xy")
     draw.label(variances, "points measured, lines exact", "step h", "variance / that of the target")
     draw.label(times, "integrated autocorrelation time", "step h", "moves", log="y")
