@@ -349,7 +349,7 @@ def _draw_quartic(axis, config, found):
 def _draw_density(axis, config, found):
     for i, (name, distance) in enumerate(found.items()):
         draw.measured(axis, config.density_widths, *distance, color=f"C{i}", label=name)
-        draw.slope(axis, config.density_widths, distance.value, -1 - i, ls="-", lw=0.8)
+        draw.slope(axis, config.density_widths, distance.value, -1.0 - i, ls="-", lw=0.8)
     title = "density of an output; lines $n^{-1}$, $n^{-2}$"
     draw.label(axis, title, "width n", "L1 distance", log="xy")
 

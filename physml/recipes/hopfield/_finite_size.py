@@ -44,8 +44,8 @@ def mean_overlap(config: Any, energy: Any, patterns: Any, key: Any) -> float:
 def draw_extrapolation(axis: Any, found: Extrapolation, color: str, label: str) -> None:
     """The overlaps over 1/N, the line with its end, and the theory as a bar."""
     inverse = 1 / found.sizes
-    draw.measured(axis, inverse, *found.overlaps, sigmas=1, color=color, label=label)
+    draw.measured(axis, inverse, *found.overlaps, sigmas=1.0, color=color, label=label)
     ends = np.array([0, inverse.max()])
     draw.theory(axis, ends, found.limit.value + found.slope.value * ends, color, lw=1)
-    draw.measured(axis, [0], [found.limit.value], [found.limit.error], sigmas=1, fmt=".", color=color, capsize=3)
+    draw.measured(axis, [0], [found.limit.value], [found.limit.error], sigmas=1.0, fmt=".", color=color, capsize=3)
     axis.plot([0], [found.theory], "k_", ms=14)

@@ -125,7 +125,7 @@ def _monte_carlo(study, config, load, key):
         rows.append([_overlap(config, load, size, k) for k in keys])
     found = extrapolate(config.sizes, rows, float(amit(load, config.temperature).check().m))
     name = f"overlap at alpha = {load}, T = {config.temperature}, N to infinity"
-    study.near(name, found.limit, found.theory, "replica theory, 5 standard errors", sigmas=5)
+    study.near(name, found.limit, found.theory, "replica theory, 5 standard errors", sigmas=5.0)
     # The whole correction at the largest size has to be seen by the fit as well.
     name, bound = f"misfit of the line in 1/N, alpha = {load}", 25 * (len(config.sizes) - 2)
     study.at_most(name, found.misfit, bound, "chi^2, five standard errors")

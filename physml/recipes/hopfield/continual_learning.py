@@ -279,16 +279,16 @@ def plot(result):
         rows = np.array(
             [[a, error.value[0], error.error[0]] for (a, r, f), error in d.messages.items() if (r, f) == (r0, c.held)]
         )
-        draw.measured(axes["load"], *rows.T, sigmas=1, color=f"C{i}", label=f"$r_0$ = {r0:g}")
+        draw.measured(axes["load"], *rows.T, sigmas=1.0, color=f"C{i}", label=f"$r_0$ = {r0:g}")
         value, error = d.trained[r0]
-        draw.measured(axes["load"], [c.middle], value[:1], error[:1], sigmas=1, fmt="s", color=f"C{i}", mfc="none")
+        draw.measured(axes["load"], [c.middle], value[:1], error[:1], sigmas=1.0, fmt="s", color=f"C{i}", mfc="none")
     draw.label(axes["load"], "full: solution at a field; dashed: variational", r"$\alpha_2$", "error on task 1")
     if d.theory:
         _draw_theory(axes["potential"], axes["plane"], d, c)
     trained = np.array(list(d.trained.values()))  # (similarities, value and error, tasks)
     for task, style in enumerate(("s-", "o-")):
         value, error = trained[:, :, task].T
-        draw.measured(axes["similar"], c.similarity, value, error, sigmas=1, fmt=style, label=f"task {task + 1}")
+        draw.measured(axes["similar"], c.similarity, value, error, sigmas=1.0, fmt=style, label=f"task {task + 1}")
     axes["similar"].plot(c.similarity, d.forgetting, "k^-", label="forgetting")
     axes["similar"].axhline(0, color="0.6", lw=0.6)
     draw.label(axes["similar"], "variational, trained", "similarity $r_0$", "error")

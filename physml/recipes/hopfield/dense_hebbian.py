@@ -113,7 +113,7 @@ def _monte_carlo(study, config, task, key):
     theory = data_set(3, task.load, config.temperature, law="binomial", **options).check().m
     found = extrapolate(task.sizes, rows, float(theory))
     name = f"{task.learning} overlap, r = {task.quality}, M = {task.count}, N to infinity"
-    study.near(name, found.limit, found.theory, "replica theory, 5 standard errors", sigmas=5)
+    study.near(name, found.limit, found.theory, "replica theory, 5 standard errors", sigmas=5.0)
     return found
 
 

@@ -271,7 +271,7 @@ def plot(result):
     axes["score"].set_xticks(range(len(d.scores)), list(d.scores), fontsize=8, rotation=15)
     images, weights, nines = d.example
     size = images.shape[1]
-    axes["bags"].imshow(draw.mosaic(images.reshape(-1, 8, 8), size, gap=4, fill=-1), cmap="gray", alpha=0.9)
+    axes["bags"].imshow(draw.mosaic(images.reshape(-1, 8, 8), size, gap=4, fill=-1.0), cmap="gray", alpha=0.9)
     for i, j in np.ndindex(nines.shape):
         if weights[i, j] > 0.02:
             axes["bags"].text(12 * j + 3.5, 12 * i + 11, f"{weights[i, j]:.2f}", fontsize=8, color="C1", ha="center")
@@ -281,7 +281,7 @@ def plot(result):
     draw.label(axes["bags"], title, xticks=[], yticks=[], ylim=(12 * len(images) - 0.5, -0.5))
     for j, model in enumerate(("Hopfield", "SVM", "logistic regression")):
         value, error = np.transpose([table[model] for table in d.tables.values()])
-        draw.measured(axes["tables"], np.arange(len(value)) + 0.15 * (j - 1), value, error, sigmas=1, label=model)
+        draw.measured(axes["tables"], np.arange(len(value)) + 0.15 * (j - 1), value, error, sigmas=1.0, label=model)
     draw.label(axes["tables"], "small tables, same splits", y="accuracy")
     axes["tables"].set_xticks(range(len(d.tables)), list(d.tables))
     return figure

@@ -159,7 +159,7 @@ def plot(result):
     for i, way in enumerate(WAYS):
         found, theory = getattr(d, way)
         x = np.arange(1, 4) + 0.15 * (i - 1)
-        draw.measured(simulated, x, *found, sigmas=5, color=f"C{i}", capsize=2, label=way)
+        draw.measured(simulated, x, *found, sigmas=5.0, color=f"C{i}", capsize=2, label=way)
         simulated.plot(x, theory, "k_", ms=12)
     draw.label(simulated, "simulated, five standard errors; bars: theory", "pattern", "overlap", xticks=[1, 2, 3])
     return figure
