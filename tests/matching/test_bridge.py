@@ -130,7 +130,7 @@ def test_bad_input(key):
         m.light_bridge(x, jnp.zeros((6, 3)), epsilon=1.0, key=key)
     with pytest.raises(ValueError, match="epsilon must be positive"):
         m.light_bridge(x, x, epsilon=-1.0, key=key)
-    with pytest.raises(ValueError, match="growth must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="growth must be an integer of at least 1, got 0"):
         m.light_bridge(x, x, epsilon=1.0, key=key, growth=0)
 
 

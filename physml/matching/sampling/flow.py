@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from physml.core.check import count, number
+from physml.core import check
+from physml.core.program import program
 from physml.core.types import Field, Key, Scalar
 from physml.integrate import AbstractMethod, Diffrax, Dynamics, Heun, ensemble, integrate
 
@@ -30,8 +31,9 @@ def sample(
     equal steps of `method`, by default Heun's (order 2, two evaluations each). **Returns** the state at t = 1.
     Batches by `jax.vmap`. **Errors** as `integrate`.
     """
+    check.function(field, "field", "of (t, x, args)")
     grid = _grid(steps, x0)
-    return integrate(Dynamics(field), x0, grid, args=args, method=method or Heun(), save_every=steps).xs[-1]
+    return _last(integrate(Dynamics(field), x0, grid, args=args, method=method or Heun(), save_every=steps).xs)
 
 
 def sample_sde(
@@ -53,9 +55,8 @@ def sample_sde(
 
     **See** Albergo, Boffi and Vanden-Eijnden (2023), eq. 2.33.
     """
-    dynamics = _sde(velocity, score, epsilon)
-    grid = _grid(steps, x0)
-    return integrate(dynamics, x0, grid, key=key, args=args, method=method, save_every=steps).xs[-1]
+    dynamics, grid = _sde(velocity, score, epsilon), _grid(steps, x0)
+    return _last(integrate(dynamics, x0, grid, key=key, args=args, method=method, save_every=steps).xs)
 
 
 def sample_sde_batch(
@@ -73,20 +74,25 @@ def sample_sde_batch(
 
     `args` is shared by the batch; for a condition per sample put it into the state or vmap `sample_sde`.
     """
-    dynamics = _sde(velocity, score, epsilon)
-    grid = _grid(steps, x0)
-    return ensemble(dynamics, x0, grid, key=key, args=args, method=method, save_every=steps).xs[-1]
+    dynamics, grid = _sde(velocity, score, epsilon), _grid(steps, x0)
+    return _last(ensemble(dynamics, x0, grid, key=key, args=args, method=method, save_every=steps).xs)
+
+
+@program
+def _last(xs):
+    """Where the simulation ends."""
+    return jax.tree.map(lambda leaf: leaf[-1], xs)
 
 
 def _grid(steps: int, x0: Array) -> Array:
-    steps = count(steps, "steps")
+    steps = check.count(steps, "steps")
     if not jnp.issubdtype(jnp.result_type(x0), jnp.floating):
         raise ValueError(f"x0 must be floating point, got {jnp.result_type(x0)}")
     return jnp.asarray(np.linspace(0.0, 1.0, steps + 1, dtype=jnp.result_type(x0)))
 
 
 def _sde(velocity: Field, score: Field, epsilon: Epsilon) -> Dynamics:
-    eps = _Level(epsilon if callable(epsilon) else number(epsilon, "epsilon", least=0))
+    eps = _Level(epsilon if callable(epsilon) else check.number(epsilon, "epsilon", least=0))
     return Dynamics(_Drift(velocity, score, eps), _Diffusion(eps))
 
 

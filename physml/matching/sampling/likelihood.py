@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from physml.core.derivative import divergence
+from physml.core.program import program
 from physml.core.types import Field, Key
 from physml.integrate import RK4, AbstractMethod, Diffrax, Dynamics, integrate
 from physml.matching.sampling.flow import _grid
@@ -38,12 +39,18 @@ def log_prob(
     grid = _grid(steps, x)
     probe = None if key is None else jax.random.rademacher(key, x.shape, x.dtype)
 
-    start = (x, jnp.zeros((), x.dtype))
-    end = integrate(
-        Dynamics(_Backwards(field, probe)), start, grid, args=args, method=method or RK4(), save_every=steps
-    ).xs
-    x0, change = end[0][-1], end[1][-1]
-    return jnp.asarray(base_log_prob(x0), x.dtype) + change
+    start, dynamics = (x, jnp.zeros((), x.dtype)), Dynamics(_Backwards(field, probe))
+    path = integrate(dynamics, start, grid, args=args, method=method or RK4(), save_every=steps)
+    return _at_source(base_log_prob, path.xs)
+
+
+@program
+def _at_source(base_log_prob, xs):
+    x0, change = jax.tree.map(lambda leaf: leaf[-1], xs)
+    base = base_log_prob(x0)
+    if jnp.shape(base) != ():
+        raise ValueError(f"base_log_prob must return a scalar for one sample, got shape {jnp.shape(base)}")
+    return jnp.asarray(base, x0.dtype) + change
 
 
 class _Backwards(eqx.Module):
