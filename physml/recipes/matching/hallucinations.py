@@ -147,7 +147,7 @@ def plot(result):
         (every, d.spread > -1, f"learned: {100 * share:.1f}% between modes"),
         (filtered, d.spread <= d.threshold, f"after the filter: {100 * removed:.1f}% of these removed"),
     ):
-        draw.cloud(axis, d.x[keep & ~d.out], size=1)
+        draw.cloud(axis, d.x[keep & ~d.out], size=1.0)
         draw.cloud(axis, d.x[keep & d.out], title, reach=2.6, color="C3", alpha=1)
     edges = np.geomspace(max(d.spread.min(), 1e-12), d.spread.max(), 60)
     draw.histogram(spread, d.spread[~d.out], edges, density=False, label="in support")

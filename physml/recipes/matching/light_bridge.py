@@ -282,7 +282,7 @@ def plot(result):
     """Bridges to the swiss roll by temperature; the unexplained variance beside its floor."""
     d = result.data
     config, columns = d.config, max(len(d.bridges), len(d.config.epsilons))
-    figure, axes = draw.panels(2, columns, width=4, squeeze=False)
+    figure, axes = draw.panels(2, columns, width=4.0, squeeze=False)
     for axis, (epsilon, (roll, arrivals, paths)) in zip(axes[0], d.bridges.items(), strict=False):
         draw.cloud(axis, roll, color="0.7", label="data")
         draw.cloud(axis, arrivals, color="C0", label="samples of the plan")

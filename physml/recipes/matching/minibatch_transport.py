@@ -249,7 +249,7 @@ def plot(result):
             draw.cloud(axis, d.figures[pair]["target"], color="0.7")
             axis.plot(*paths.transpose(2, 1, 0), color="C0", lw=0.4, alpha=0.6)
             draw.cloud(axis, paths[:, 0], color="k", alpha=1)
-            draw.cloud(axis, paths[:, -1], f"{pair.replace('-', ' to ')}: {method}", color="C3", size=3, alpha=1)
+            draw.cloud(axis, paths[:, -1], f"{pair.replace('-', ' to ')}: {method}", color="C3", size=3.0, alpha=1)
         bars, names = row[3], [*METHODS, "SF2M diffusion"]
         at = np.arange(len(names))
         bars.bar(at - 0.2, [numbers[f"{name} W2"] / numbers["floor"] for name in names], 0.36, label="W2 / floor")

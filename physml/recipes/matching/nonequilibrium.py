@@ -200,7 +200,7 @@ def plot(result):
     draw.label(work, "Gaussian data, 16 steps", "work of a trajectory, nats", "density")
     gaps, errors = np.transpose(d.gaps)
     draw.measured(dissipation, d.counts, gaps, errors, label="exact denoiser")
-    draw.slope(dissipation, d.counts, gaps, -1, label="1/n")
+    draw.slope(dissipation, d.counts, gaps, -1.0, label="1/n")
     draw.label(dissipation, f"slope {d.power:.2f}", "steps", "dissipation, nats", log="xy")
     dissipation.set_xticks(d.counts, map(str, d.counts))
     dissipation.minorticks_off()

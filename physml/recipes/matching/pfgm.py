@@ -149,10 +149,10 @@ def run(study, config, key):
 def plot(result):
     """Samples for each D, and the approach of the exact field to diffusion."""
     d = result.data
-    figure, axes = draw.panels(1, 1 + len(d.flows), width=3, height=3.2)
+    figure, axes = draw.panels(1, 1 + len(d.flows), width=3.0, height=3.2)
     for axis, (label, (x, floors)) in zip(axes, d.flows.items(), strict=False):
         draw.beside(axis, d.target, x, f"{label}: {floors:.2f} x floor", reach=3.2)
     draw.measured(axes[-1], d.sizes, d.gaps, label="exact field")
-    draw.slope(axes[-1], d.sizes, d.gaps, -1, label="1/D")
+    draw.slope(axes[-1], d.sizes, d.gaps, -1.0, label="1/D")
     draw.label(axes[-1], f"slope {d.power:.3f}", "D", "distance to the Gaussian denoiser", log="xy")
     return figure
