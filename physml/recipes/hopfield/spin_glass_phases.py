@@ -210,7 +210,9 @@ def _detect(study, config, mean, variance, phases, away):
 
 def _by_theory(config, mean, variance):
     """Phases (J_0, samples, T) by Bayes' rule."""
-    table = Moments(*map(np.ravel, _moments(np.linspace(0.1, config.hottest + 0.2, 60), np.linspace(0.0, 2.4, 61))))
+    table = _moments(np.linspace(0.1, config.hottest + 0.2, 60), np.linspace(0.0, 2.4, 61))
+    # On a line of transition, such as T = J_0, rounding may leave Newton's method without a number.
+    table = Moments(*(column[np.isfinite(table.mean) & np.isfinite(table.variance)] for column in table))
     mean_error = 2 * np.sqrt(table.variance / config.spins)
     variance_error = 2 * table.variance * np.sqrt(2 / config.spins)
     # The mirror image of a state without magnetisation is the state itself: |mean| is twice as likely.
@@ -218,7 +220,7 @@ def _by_theory(config, mean, variance):
     x, y = mean[..., None], variance[..., None]
     log = prior - 0.5 * ((x - table.mean) / mean_error) ** 2 - 0.5 * ((y - table.variance) / variance_error) ** 2
     weight = np.exp(log - log.max(-1, keepdims=True))
-    return np.argmax(weight @ (table.phase[:, None] == np.array(SpinGlassPhase)), -1)
+    return np.argmax(weight @ (table.phase[:, None] == np.array(list(SpinGlassPhase))), -1)
 
 
 def _by_training(config, mean, variance, phases):
