@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 
-def panels(rows: int, columns: int, *, width: float = 4.2, height: float = 3.7, **options: Any) -> tuple[Any, Any]:
+def panels(
+    rows: int, columns: int, *, width: float | int = 4.2, height: float | int = 3.7, **options: Any
+) -> tuple[Any, Any]:
     """A figure with rows x columns axes of this size each; axes as an array (rows, columns), squeezed where one is 1."""
     import matplotlib.pyplot as plt
 
@@ -29,7 +31,7 @@ def label(
         axis.legend(**({"fontsize": 8, "frameon": False} | (legend or {})))
 
 
-def measured(axis: Any, x: Any, y: Any, error: Any = None, *, sigmas: float = 2.0, **style: Any) -> None:
+def measured(axis: Any, x: Any, y: Any, error: Any = None, *, sigmas: float | int = 2.0, **style: Any) -> None:
     """Measurements as points, with bars of `sigmas` standard errors."""
     bars = None if error is None else sigmas * np.asarray(error)
     axis.errorbar(np.asarray(x), np.asarray(y), bars, **({"fmt": "o", "ms": 4, "lw": 1.2} | style))
@@ -41,7 +43,7 @@ def theory(axis: Any, x: Any, y: Any, *style: Any, **options: Any) -> None:
     axis.plot(np.asarray(x), np.asarray(y), *style, **options)
 
 
-def slope(axis: Any, x: Any, y: Any, power: float, **options: Any) -> None:
+def slope(axis: Any, x: Any, y: Any, power: float | int, **options: Any) -> None:
     """A line of slope `power` on logarithmic axes through the geometric mean of the points."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     middle, height = np.exp(np.mean(np.log(x))), np.exp(np.mean(np.log(y)))
@@ -49,7 +51,7 @@ def slope(axis: Any, x: Any, y: Any, power: float, **options: Any) -> None:
 
 
 def cloud(
-    axis: Any, points: Any, title: str = "", *, reach: float | None = None, size: float = 2.0, **style: Any
+    axis: Any, points: Any, title: str = "", *, reach: float | None = None, size: float | int = 2.0, **style: Any
 ) -> None:
     """Points (n, 2) of the plane, axes equal and without ticks."""
     points = np.asarray(points)
@@ -75,7 +77,7 @@ def image(axis: Any, pixels: Any, title: str = "", **options: Any) -> None:
     axis.set_axis_off()
 
 
-def mosaic(images: Any, columns: int, *, gap: int = 1, fill: float = 0.0) -> np.ndarray:
+def mosaic(images: Any, columns: int, *, gap: int = 1, fill: float | int = 0.0) -> np.ndarray:
     """Images (n, height, width) side by side in rows of `columns`, as one image."""
     images = np.asarray(images)
     rows = -(-len(images) // columns)

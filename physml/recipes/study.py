@@ -120,7 +120,7 @@ class Study:
 
     def near(
         self, quantity: str, value: Any, reference: Any, source: str, *, atol: Any = 0.0, rtol: Any = 0.0,
-        sigmas: float = 0.0, error: Any = None,
+        sigmas: float | int = 0, error: Any = None,
     ) -> None:  # fmt: skip
         """Claim |value - reference| <= atol + rtol |reference| + sigmas * error."""
         value, error = _number(value, error)
@@ -223,7 +223,7 @@ class Sabotage:
 
 
 def setting(
-    default: T, *, least: float | None = None, most: float | None = None, below: float | None = None,
+    default: T, *, least: float | int | None = None, most: float | int | None = None, below: float | int | None = None,
     choices: Iterable[str] | None = None, length: int | None = None,
 ) -> T:  # fmt: skip
     """A field of `Settings` with a rule: bounds of a number (or of every entry of a tuple), the words to choose from,
