@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import time
+import tomllib
 from pathlib import Path
 
 import jax
@@ -13,13 +15,24 @@ pytestmark = pytest.mark.recipes
 
 # Every claim that was ever made, so that none is lost on the way.
 CLAIMED = json.loads((Path(__file__).parent / "claims.json").read_text())
+BUDGET = tomllib.loads((Path(__file__).parent / "budget.toml").read_text())
+
+
+def test_the_budget_is_of_recipes_that_exist():
+    assert set(BUDGET) <= set(recipes.names())
+    assert all(entry["seconds"] > 12 and entry["reason"] for entry in BUDGET.values())
 
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_small_configuration(name):
     recipe = recipes.load(name)
     assert not recipes.missing(recipe), f"recipe {name} lacks {'; '.join(recipes.missing(recipe))}"
+    start = time.process_time()
     result = recipe.run(recipe.SMOKE, key=jax.random.key(0)).check()
+    spent, budget = time.process_time() - start, BUDGET.get(name, {"seconds": 12})["seconds"]
+    assert spent < 2 * budget, (
+        f"recipe {name} took {spent:.0f} s of one core; its budget is {budget} s"
+    )  # slow machines
     made = {claim.quantity: claim.relation for claim in result.claims}
     lost = {quantity: relation for quantity, relation in CLAIMED.get(name, []) if made.get(quantity) != relation}
     assert not lost, f"recipe {name} no longer claims {lost}"
