@@ -153,7 +153,7 @@ def _kernels(study, config, key, depth, j):
         rest = np.sqrt(np.maximum(distance**2 - networks**2 - drawn**2, 0))
         for what, value in (("distance", distance), ("networks' noise", networks), ("samples' noise", drawn)):
             study.metrics[f"{name}: {field}, {what}, worst layer"] = np.max(value)
-        quantity = f"distance {np.max(distance):.3f} to networks of width {config.width}, beyond noise"
+        quantity = f"distance to networks of width {config.width}, beyond noise"
         noise = np.max(np.hypot(networks, drawn))
         study.at_most(f"{name}: {field}, {quantity}", np.max(rest), bound, f"mean of {config.seeds}", error=noise)
     test = order.f[:, config.train :] - np.mean([net.f for net in nets], 0)[:, config.train :]
