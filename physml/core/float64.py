@@ -82,15 +82,17 @@ def float64_program(function: F | None = None, *, static: tuple[str, ...] = ()) 
     signature = inspect.signature(function)
     program, tangents = eqx.filter_jit(function), _Tangents(function)
 
+    def call(named):
+        # Within the context: Python's numbers keep their digits.
+        named = {name: value if name in static else _as_arrays(value) for name, value in named.items()}
+        arrays, fixed = eqx.partition(named, eqx.is_array)
+        return _differentiable(program, tangents, arrays, fixed) if is_traced(arrays) else program(**named)
+
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        named = {name: v if name in static else _as_arrays(v) for name, v in bound.arguments.items()}
-        arrays, fixed = eqx.partition(named, eqx.is_array)
-        if is_traced(arrays):
-            return in_float64(_differentiable)(program, tangents, arrays, fixed)
-        return in_float64(program)(**named)
+        return in_float64(call)(dict(bound.arguments))
 
     return wrapped  # type: ignore[return-value]
 
@@ -131,11 +133,13 @@ class _Tangents:
         self.function, self.program = function, eqx.filter_jit(self._move)
 
     def __call__(self, arrays, moves, fixed):
+        # JAX hands on a number of Python's as such.
+        arrays = jax.tree.map(jnp.asarray, arrays)
         real = jax.tree.map(eqx.is_inexact_array, arrays)
         moved, still = eqx.partition(arrays, real)
         out, move = self.program(moved, eqx.filter(moves, real), still, fixed)
-        none = lambda v: np.zeros(v.shape, jax.dtypes.float0)
-        moving = jax.tree.map(lambda v, t: none(v) if t is None else t, out, move, is_leaf=lambda leaf: leaf is None)
+        still = lambda v: None if v is None else np.zeros(v.shape, jax.dtypes.float0)
+        moving = jax.tree.map(lambda v, t: still(v) if t is None else t, out, move, is_leaf=lambda leaf: leaf is None)
         return out, moving
 
     def _move(self, moved, moves, still, fixed):
@@ -152,14 +156,15 @@ def _linear(push: Callable[[PyTree], PyTree], t: PyTree, out: PyTree) -> PyTree:
 
     A linear system carries its transpose with it: here that of $x = (t, v + Jt)$ from $b = (t, v)$ with v = 0.
     """
-    flat, tree = ravel_pytree(t)
-    zero, out_tree = ravel_pytree(jax.tree.map(jnp.zeros_like, out))
+    real_push = lambda parts: _parted(push(_joined(parts, t)))
+    flat, tree = ravel_pytree(_parted(t))
+    zero, out_tree = ravel_pytree(jax.tree.map(jnp.zeros_like, _parted(out)))
     try:
-        pull = jax.linear_transpose(push, t)
-        jax.eval_shape(pull, out)
+        pull = jax.linear_transpose(real_push, _parted(t))
+        jax.eval_shape(pull, _parted(out))
     except Exception:  # loops of unknown length move forward only; reverse mode then says so itself
         return push(t)
-    forward = lambda u: ravel_pytree(push(tree(u)))[0]
+    forward = lambda u: ravel_pytree(real_push(tree(u)))[0]
     backward = lambda v: ravel_pytree(pull(out_tree(v))[0])[0]
     parts = lambda b: lax.split(b, (flat.size, zero.size))
 
@@ -177,4 +182,13 @@ def _linear(push: Callable[[PyTree], PyTree], t: PyTree, out: PyTree) -> PyTree:
 
     # All of b depends on t: half of a right-hand side cannot be transposed.
     b = jnp.concatenate([flat, jnp.broadcast_to(0 * jnp.sum(flat), zero.shape).astype(zero.dtype)])
-    return out_tree(parts(lax.custom_linear_solve(matrix, b, solve, transposed))[1])
+    return _joined(out_tree(parts(lax.custom_linear_solve(matrix, b, solve, transposed))[1]), out)
+
+
+def _parted(tree: PyTree) -> PyTree:
+    """Complex leaves as pairs of real ones, which one flat vector can hold."""
+    return jax.tree.map(lambda v: (v.real, v.imag) if jnp.iscomplexobj(v) else v, tree)
+
+
+def _joined(parts: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda v, part: lax.complex(*part) if jnp.iscomplexobj(v) else part, like, parts)

@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from physml.core._fixed_point import Damped
 from physml.core._status import Code
-from physml.core.float64 import in_float64
+from physml.core.float64 import float64_program
 from physml.core.quadrature import gauss_legendre_panels
 from physml.core.types import Scalar, is_traced
 from physml.dmft.equations.solve import AbstractModel, FixedPoint
@@ -50,15 +50,15 @@ class Green(eqx.Module):
         return _at(self, tau)
 
 
-@in_float64
+@float64_program
 def _at(green, tau):
     basis = lehmann(green.cutoff, green.eps)
     kernel = lambda x: -(jnp.exp(-x * y) + jnp.exp(-(1 - x) * y)) / (2 * (1 + jnp.exp(-y)))
     y = jnp.asarray(basis.y)[None, :]
-    x = jnp.ravel(jnp.asarray(tau, y.dtype)) / green.beta
+    x = jnp.ravel(tau) / green.beta
     # Rows of interpolation weights first: they are moderate, the weights of the poles are not.
     weights = jnp.linalg.solve(kernel(jnp.asarray(basis.x)[:, None]).T, kernel(x[:, None]).T)
-    return (green.unknowns @ weights).reshape(jnp.shape(tau))
+    return (green.unknowns @ weights).reshape(tau.shape)
 
 
 class BetheHubbard(AbstractModel):
