@@ -44,28 +44,35 @@ def in_float64(function: F) -> F:
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
-        leaves = [leaf for leaf in jax.tree.leaves((args, kwargs)) if _is_number(leaf)]
-        floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-        down = jax.dtypes.canonicalize_dtype(jnp.finfo(widest(*floats)).dtype if floats else float)
-        integer = jax.dtypes.canonicalize_dtype(int)
+        down = _callers_dtypes((args, kwargs))
         with jax.enable_x64(True):
             args, kwargs = jax.tree.map(_cast_up, (args, kwargs))
-            out = function(*args, **kwargs)
-
-            def cast_down(leaf):
-                if not _is_number(leaf):
-                    return leaf
-                if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-                    return jnp.asarray(leaf).astype(widest(down, jnp.complex64))
-                if jnp.issubdtype(leaf.dtype, jnp.floating):
-                    return jnp.asarray(leaf).astype(down)
-                if jnp.issubdtype(leaf.dtype, jnp.signedinteger):
-                    return jnp.asarray(leaf).astype(integer)
-                return leaf
-
-            return jax.tree.map(cast_down, out)
+            return _cast_down(function(*args, **kwargs), down)
 
     return wrapped  # type: ignore[return-value]
+
+
+def _callers_dtypes(tree):
+    """Names of the floating and the integer dtype of the results."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if _is_number(leaf)]
+    floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    floating = jax.dtypes.canonicalize_dtype(jnp.finfo(widest(*floats)).dtype if floats else float)
+    return floating.name, jax.dtypes.canonicalize_dtype(int).name
+
+
+def _cast_down(tree, down):
+    floating, integer = down
+    kinds = {jnp.complexfloating: widest(floating, jnp.complex64), jnp.floating: floating, jnp.signedinteger: integer}
+
+    def one(leaf):
+        if not _is_number(leaf):
+            return leaf
+        for kind, dtype in kinds.items():
+            if jnp.issubdtype(leaf.dtype, kind):
+                return jnp.asarray(leaf).astype(dtype)
+        return leaf
+
+    return jax.tree.map(one, tree)
 
 
 def float64_program(function: F | None = None, *, static: tuple[str, ...] = ()) -> F:
@@ -82,17 +89,24 @@ def float64_program(function: F | None = None, *, static: tuple[str, ...] = ()) 
     signature = inspect.signature(function)
     program, tangents = eqx.filter_jit(function), _Tangents(function)
 
-    def call(named):
-        # Within the context: Python's numbers keep their digits.
-        named = {name: value if name in static else _as_arrays(value) for name, value in named.items()}
-        arrays, fixed = eqx.partition(named, eqx.is_array)
-        return _differentiable(program, tangents, arrays, fixed) if is_traced(arrays) else program(**named)
+    def cast(named, down):
+        return _cast_down(function(**jax.tree.map(_cast_up, named)), down)
+
+    cast.__name__ = function.__name__  # what a profile shows
+    cast = eqx.filter_jit(cast)
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return in_float64(call)(dict(bound.arguments))
+        down = _callers_dtypes(bound.arguments)
+        with jax.enable_x64(True):
+            # Within the context: Python's numbers keep their digits.
+            named = {name: v if name in static else _as_arrays(v) for name, v in bound.arguments.items()}
+            if not is_traced(named):
+                return cast(named, down)
+            arrays, fixed = eqx.partition(jax.tree.map(_cast_up, named), eqx.is_array)
+            return _cast_down(_differentiable(program, tangents, arrays, fixed), down)
 
     return wrapped  # type: ignore[return-value]
 
