@@ -92,7 +92,7 @@ def float64_program(function: F | None = None, *, static: tuple[str, ...] = ()) 
     def cast(named, down):
         return _cast_down(function(**jax.tree.map(_cast_up, named)), down)
 
-    cast.__name__ = function.__name__  # what a profile shows
+    cast.__name__ = cast.__qualname__ = function.__name__  # what a profile shows
     cast = eqx.filter_jit(cast)
 
     @functools.wraps(function)

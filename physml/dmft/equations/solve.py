@@ -180,7 +180,8 @@ def solve(
 
     **Example.** `solve(RandomNetwork(g=1.5)).check().order.C0`
     """
-    check.instance(model, "model", AbstractModel, "a model such as SphericalPSpin(...) or RandomNetwork(...)")
+    if not isinstance(model, AbstractModel):
+        raise ValueError(f"solve takes a model such as SphericalPSpin(...) or RandomNetwork(...), got {model!r}")
     scheme = model.scheme if scheme is None else scheme
     check.instance(scheme, "scheme", AbstractScheme, "FixedPoint(...) or Causal()")
     average = model.average if noise is None else noise
@@ -189,7 +190,14 @@ def solve(
     if key is not None:
         check_key(key)
     run = _solve_precisely if model.precise else _solve_as_given
-    return run(model, scheme, average, key, _fitting(model, start))
+    try:
+        return run(model, scheme, average, key, _fitting(model, start))
+    except TypeError as error:
+        if isinstance(scheme, Causal) and "forward-mode" in str(error):
+            raise TypeError(
+                "derivatives of Causal() are in reverse mode; jvp and jacfwd: Causal(forward=True)"
+            ) from error
+        raise
 
 
 def _fitting(model, start):

@@ -40,6 +40,8 @@ class Phase(eqx.Module):
 
 def _homogeneous(phi) -> bool:
     """Whether phi(2x) = 2 phi(x), as for ReLU: then every variance is as good as any other."""
+    if isinstance(phi, str):
+        return phi in ("relu", "linear")
     with jax.ensure_compile_time_eval():
         return bool(_doubling(phi=phi))
 
@@ -73,7 +75,7 @@ def edge_of_chaos(phi: Activation, bias_var: Scalar = 0.0) -> EdgeOfChaos:
             raise ValueError(f"a homogeneous phi has no edge of chaos with a bias: bias_var must be 0, got {bias_var}")
         return _homogeneous_edge(bias_var, phi=phi)
     weight_var, variance = _edge(bias_var, phi=phi)
-    if not is_traced(weight_var) and bool(jnp.isnan(weight_var)):
+    if not is_traced(weight_var) and np.isnan(weight_var):
         raise ValueError(f"no variance below {HIGHEST:g} is at the edge of chaos for bias_var={bias_var}")
     return EdgeOfChaos(weight_var, jnp.asarray(bias_var, weight_var.dtype), variance)
 
@@ -106,7 +108,7 @@ def correlation_depth(phi: Activation, weight_var: Scalar, bias_var: Scalar = 0.
     activation(phi)
     check_variances(weight_var, bias_var)
     out = _phase(weight_var, bias_var, phi=phi, nodes=check.count(nodes, "nodes", least=2))
-    if not is_traced(out.variance) and bool(jnp.isnan(out.variance)):
+    if not is_traced(out.variance) and np.isnan(out.variance):
         raise ValueError(f"the variance grows without bound or vanishes for weight_var={weight_var}: no fixed point")
     return out
 
