@@ -57,8 +57,8 @@ def reference(patterns, spins, sweeps, temperature, seed):
 def contest(n, k, replicas):
     """Nanoseconds per spin update and final overlaps of both."""
     patterns = random_patterns(k, n, key=jax.random.key(0))
-    start = jnp.broadcast_to(patterns[0][:, None], (n, replicas))
-    rows, first = np.asarray(patterns.T).copy(), np.asarray(start.T).copy()
+    start = jnp.broadcast_to(patterns[0][None, :], (replicas, n))
+    rows, first = np.asarray(patterns.T).copy(), np.asarray(start).copy()
     last = {}
 
     def ours():

@@ -84,7 +84,7 @@ def number(
     Python's numbers stay weakly typed: they take the dtype of what they meet.
     """
     if isinstance(value, bool | str) or value is None or np.shape(value) != ():
-        raise ValueError(f"{name} must be one real number, got {value!r}")
+        raise ValueError(f"{name} must be one real number (jax.vmap for many), got {value!r}")
     kind = np.asarray(value).dtype if isinstance(value, int | float) else jnp.result_type(value)
     if not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
         raise ValueError(f"{name} must be one real number, got {value!r}")

@@ -29,29 +29,6 @@ def _cast_up(leaf):
     return jnp.asarray(leaf).astype(_UP[name]) if name in _UP else leaf
 
 
-def _callers(tree: PyTree) -> tuple[Any, Any]:
-    """The dtypes in which results go back: the widest floating one among the arrays, and the default integer."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if _is_number(leaf)]
-    floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    down = jax.dtypes.canonicalize_dtype(jnp.finfo(widest(*floats)).dtype if floats else float)
-    return down, jax.dtypes.canonicalize_dtype(int)
-
-
-def _cast_down(tree: PyTree, dtypes: tuple[Any, Any]) -> PyTree:
-    down, integer = dtypes
-
-    def one(leaf):
-        if not _is_number(leaf):
-            return leaf
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            return jnp.asarray(leaf).astype(widest(down, jnp.complex64))
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.asarray(leaf).astype(down)
-        return jnp.asarray(leaf).astype(integer) if jnp.issubdtype(leaf.dtype, jnp.signedinteger) else leaf
-
-    return jax.tree.map(one, tree)
-
-
 def in_float64(function: F) -> F:
     """Decorator: compute in float64, return the caller's dtype, leave the global x64 flag as it is.
 
@@ -67,58 +44,87 @@ def in_float64(function: F) -> F:
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
-        dtypes = _callers((args, kwargs))
+        down = _callers_dtypes((args, kwargs))
         with jax.enable_x64(True):
             args, kwargs = jax.tree.map(_cast_up, (args, kwargs))
-            return _cast_down(function(*args, **kwargs), dtypes)
+            return _cast_down(function(*args, **kwargs), down)
 
     return wrapped  # type: ignore[return-value]
+
+
+def _callers_dtypes(tree):
+    """Names of the floating and the integer dtype of the results."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if _is_number(leaf)]
+    floats = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    floating = jax.dtypes.canonicalize_dtype(jnp.finfo(widest(*floats)).dtype if floats else float)
+    return floating.name, jax.dtypes.canonicalize_dtype(int).name
+
+
+def _cast_down(tree, down):
+    floating, integer = down
+    kinds = {jnp.complexfloating: widest(floating, jnp.complex64), jnp.floating: floating, jnp.signedinteger: integer}
+
+    def one(leaf):
+        if not _is_number(leaf):
+            return leaf
+        for kind, dtype in kinds.items():
+            if jnp.issubdtype(leaf.dtype, kind):
+                return jnp.asarray(leaf).astype(dtype)
+        return leaf
+
+    return jax.tree.map(one, tree)
 
 
 def float64_program(function: F | None = None, *, static: tuple[str, ...] = ()) -> F:
     """Decorator of a function of arrays: one compiled program in float64, with derivatives of the same precision.
 
-    What `in_float64` does, and two things more. Outside jit the whole function, casts included, is one program: numbers
-    become arrays, so that another value does not compile again; only the arguments named in `static` (and words, None,
-    functions) make programs of their own. And derivatives are taken in float64 wherever the caller takes them: JAX
-    differentiates after the function has returned, where wide numbers are no longer known. Forward and reverse mode,
-    also one over the other, with `vmap` and `jit`; not reverse over reverse. The function must not close over traced
-    values.
+    What `in_float64` does, and two things more. Outside jit the whole function is one program: numbers become arrays,
+    so that another value does not compile again; only the arguments named in `static` (and strings, None, functions)
+    make programs of their own. And derivatives are taken in float64 wherever the caller takes them: JAX differentiates
+    after the function has returned, where wide numbers are no longer known. Forward and reverse mode, also one over the
+    other, with `vmap` and `jit`; not reverse over reverse. The function must not close over traced values.
     """
     if function is None:
         return functools.partial(float64_program, static=static)  # type: ignore[return-value]
     signature = inspect.signature(function)
+    program, tangents = eqx.filter_jit(function), _Tangents(function)
 
-    def body(arrays, fixed, dtypes):
-        return _cast_down(function(**eqx.combine(jax.tree.map(_cast_up, arrays), fixed)), dtypes)
+    def cast(named, down):
+        return _cast_down(function(**jax.tree.map(_cast_up, named)), down)
 
-    program, tangents = eqx.filter_jit(body), _Tangents(body)
+    cast.__name__ = cast.__qualname__ = function.__name__  # what a profile shows
+    cast = eqx.filter_jit(cast)
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        dtypes = _callers(bound.arguments)
-        named = {name: v if name in static else jax.tree.map(_exactly, v) for name, v in bound.arguments.items()}
+        down = _callers_dtypes(bound.arguments)
         with jax.enable_x64(True):
-            arrays, fixed = eqx.partition(named, _is_number)
-            if is_traced(arrays):
-                return _differentiable(program, tangents, arrays, fixed, dtypes)
-            return program(arrays, fixed, dtypes)
+            # Within the context: Python's numbers keep their digits.
+            named = {name: v if name in static else _as_arrays(v) for name, v in bound.arguments.items()}
+            if not is_traced(named):
+                return cast(named, down)
+            arrays, fixed = eqx.partition(jax.tree.map(_cast_up, named), eqx.is_array)
+            return _cast_down(_differentiable(program, tangents, arrays, fixed), down)
 
     return wrapped  # type: ignore[return-value]
 
 
-def _exactly(leaf: Any) -> Any:
-    """Numbers of Python as NumPy's, with all their digits: they do not count for the caller's dtype."""
-    if isinstance(leaf, bool) or not isinstance(leaf, int | float | complex):
-        return leaf
-    return np.asarray(leaf, np.complex128 if isinstance(leaf, complex) else np.float64)
+def _as_arrays(value: Any) -> Any:
+    """Numbers of any kind as arrays; Python's take the default floating dtype."""
+
+    def one(leaf):
+        if isinstance(leaf, bool) or not isinstance(leaf, int | float | complex | np.generic | np.ndarray):
+            return leaf
+        return jnp.asarray(leaf, float) if isinstance(leaf, int | float) else jnp.asarray(leaf)
+
+    return jax.tree.map(one, value)
 
 
-def _differentiable(program, tangents, arrays, fixed, dtypes):
+def _differentiable(program, tangents, arrays, fixed):
     """The program of arrays that may be traced, with a derivative that is computed in this context."""
-    call = lambda arrays: program(arrays, fixed, dtypes)
+    call = lambda arrays: program(**eqx.combine(arrays, fixed))
 
     @jax.custom_jvp
     def run(arrays):
@@ -128,7 +134,7 @@ def _differentiable(program, tangents, arrays, fixed, dtypes):
     def _(primals, moves):
         # JAX comes here at a time of its own choosing.
         with jax.enable_x64(True):
-            return tangents(primals[0], moves[0], fixed, dtypes)
+            return tangents(primals[0], moves[0], fixed)
 
     out = eqx.filter_eval_shape(call, arrays)
     return eqx.combine(run(arrays), eqx.filter(out, lambda leaf: not isinstance(leaf, jax.ShapeDtypeStruct)))
@@ -137,20 +143,22 @@ def _differentiable(program, tangents, arrays, fixed, dtypes):
 class _Tangents:
     """Values and tangents of a function, compiled; its linear map carries its transpose with it."""
 
-    def __init__(self, body: Callable[..., Any]):
-        self.body, self.program = body, eqx.filter_jit(self._move)
+    def __init__(self, function: Callable[..., Any]):
+        self.function, self.program = function, eqx.filter_jit(self._move)
 
-    def __call__(self, arrays, moves, fixed, dtypes):
-        real = jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact), arrays)
+    def __call__(self, arrays, moves, fixed):
+        # JAX hands on a number of Python's as such.
+        arrays = jax.tree.map(jnp.asarray, arrays)
+        real = jax.tree.map(eqx.is_inexact_array, arrays)
         moved, still = eqx.partition(arrays, real)
-        out, move = self.program(moved, eqx.filter(moves, real), still, fixed, dtypes)
-        none = lambda v: np.zeros(v.shape, jax.dtypes.float0)
-        moving = jax.tree.map(lambda v, t: none(v) if t is None else t, out, move, is_leaf=lambda leaf: leaf is None)
+        out, move = self.program(moved, eqx.filter(moves, real), still, fixed)
+        still = lambda v: None if v is None else np.zeros(v.shape, jax.dtypes.float0)
+        moving = jax.tree.map(lambda v, t: still(v) if t is None else t, out, move, is_leaf=lambda leaf: leaf is None)
         return out, moving
 
-    def _move(self, moved, moves, still, fixed, dtypes):
+    def _move(self, moved, moves, still, fixed):
         def of_moved(moved):
-            out = self.body(eqx.combine(moved, still), fixed, dtypes)
+            out = self.function(**eqx.combine(moved, still, fixed))
             return eqx.partition(eqx.filter(out, eqx.is_array), eqx.is_inexact_array)
 
         out, push, rest = jax.linearize(of_moved, moved, has_aux=True)
@@ -162,14 +170,15 @@ def _linear(push: Callable[[PyTree], PyTree], t: PyTree, out: PyTree) -> PyTree:
 
     A linear system carries its transpose with it: here that of $x = (t, v + Jt)$ from $b = (t, v)$ with v = 0.
     """
-    flat, tree = ravel_pytree(t)
-    zero, out_tree = ravel_pytree(jax.tree.map(jnp.zeros_like, out))
+    real_push = lambda parts: _parted(push(_joined(parts, t)))
+    flat, tree = ravel_pytree(_parted(t))
+    zero, out_tree = ravel_pytree(jax.tree.map(jnp.zeros_like, _parted(out)))
     try:
-        pull = jax.linear_transpose(push, t)
-        jax.eval_shape(pull, out)
+        pull = jax.linear_transpose(real_push, _parted(t))
+        jax.eval_shape(pull, _parted(out))
     except Exception:  # loops of unknown length move forward only; reverse mode then says so itself
         return push(t)
-    forward = lambda u: ravel_pytree(push(tree(u)))[0]
+    forward = lambda u: ravel_pytree(real_push(tree(u)))[0]
     backward = lambda v: ravel_pytree(pull(out_tree(v))[0])[0]
     parts = lambda b: lax.split(b, (flat.size, zero.size))
 
@@ -187,4 +196,13 @@ def _linear(push: Callable[[PyTree], PyTree], t: PyTree, out: PyTree) -> PyTree:
 
     # All of b depends on t: half of a right-hand side cannot be transposed.
     b = jnp.concatenate([flat, jnp.broadcast_to(0 * jnp.sum(flat), zero.shape).astype(zero.dtype)])
-    return out_tree(parts(lax.custom_linear_solve(matrix, b, solve, transposed))[1])
+    return _joined(out_tree(parts(lax.custom_linear_solve(matrix, b, solve, transposed))[1]), out)
+
+
+def _parted(tree: PyTree) -> PyTree:
+    """Complex leaves as pairs of real ones, which one flat vector can hold."""
+    return jax.tree.map(lambda v: (v.real, v.imag) if jnp.iscomplexobj(v) else v, tree)
+
+
+def _joined(parts: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda v, part: lax.complex(*part) if jnp.iscomplexobj(v) else part, like, parts)

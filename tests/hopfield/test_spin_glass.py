@@ -102,8 +102,8 @@ def test_one_configuration_has_these_fields():
     a, b, c = jax.random.split(jax.random.key(3), 3)
     upper = jnp.triu(jax.random.normal(a, (n, n)), 1) / n**0.5
     J = (upper + upper.T + j0 / n) * (1 - jnp.eye(n))
-    spins = jax.random.rademacher(b, (n, 1), jnp.float32)
-    spins = glauber(Pairwise(J), spins, 60, temperature=t, key=c, save_every=60).spins[:, 0]
+    spins = jax.random.rademacher(b, (1, n), jnp.float32)
+    spins = glauber(Pairwise(J), spins, 60, temperature=t, key=c, save_every=60).spins[0]
     fields, theory = np.asarray(J @ spins), sherrington_kirkpatrick(t, j0)
     variance = float(theory.field_variance)
     # The magnetisation fluctuates with the susceptibility 1 / (T - J_0).

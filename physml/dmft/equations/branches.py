@@ -16,9 +16,8 @@ differentiates the result.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,17 +25,22 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._fixed_point import Newton, fixed_point
-from physml.core._status import Code, Status, status
+from physml.core._status import Checked, Code, Status, status
 from physml.core.float64 import in_float64
+from physml.core.program import program
 from physml.core.types import Scalar
 from physml.dmft.equations.solve import AbstractModel
 
 
-class Curve(eqx.Module):
+class Curve(Checked):
     """Solutions in the order in which a curve meets them: `params` (n,), unknowns `values` with a leading axis n,
     `turn` (n,) the cosine of the tangent with the parameter's axis, whose sign changes at folds, `residual` and
     `status` (n,)."""
+
+    computation: ClassVar[str] = "curve"
+    counted: ClassVar[str] = "iteration"
 
     params: Array
     values: Any
@@ -44,15 +48,13 @@ class Curve(eqx.Module):
     residual: Array
     status: Status
 
-    def check(self) -> "Curve":
-        """Raise `Failure` unless every point converged; return self otherwise."""
-        self.status.check("curve", lambda step: f"iteration {step}")
-        return self
 
-
-class Fold(eqx.Module):
+class Fold(Checked):
     """The fold: parameter `p`, unknowns `value`, null vector `vector` of I - df, `residual`, `status`. For a cusp `q`
     is the second parameter; `curvature` is u . f_xx[v, v] with |v| = |u| = 1."""
+
+    computation: ClassVar[str] = "fold"
+    counted: ClassVar[str] = "iteration"
 
     p: Array
     value: Any
@@ -62,10 +64,13 @@ class Fold(eqx.Module):
     status: Status
     q: Array | None = None
 
-    def check(self) -> "Fold":
-        """Raise `Failure` unless the fold was found; return self otherwise."""
-        self.status.check("fold", lambda step: f"iteration {step}")
-        return self
+
+def _check_model(model, *parameters):
+    check.function(model, "model", "of the parameter")
+    built = model(*parameters)
+    check.instance(built, "what model returns", AbstractModel, "a model such as BetheHubbard(...)")
+    if built.average is not None:
+        raise ValueError(f"{type(built).__name__} averages over noise: branches need equations without an average")
 
 
 def _root(residual, y, tol, max_steps):
@@ -96,14 +101,17 @@ def curve(
     iteration that did not converge; the curve then stays where it was.
     **Cost.** A dense linear solve per Newton step, some three per point.
     """
-    if not (step > 0 and steps >= 1 and scale > 0 and toward != 0):
-        raise ValueError(
-            f"step and scale must be positive, steps >= 1 and toward nonzero; got {(step, scale, steps, toward)}"
-        )
+    check.number(step, "step", above=0)
+    check.number(scale, "scale", above=0)
+    steps = check.count(steps, "steps")
+    if toward == 0:
+        raise ValueError("toward must not be 0: its sign chooses the direction")
+    _check_model(model, p)
     return _curve(model, p, start, step, steps, toward, scale, tol)
 
 
 @in_float64
+@program
 def _curve(model, p, start, step, steps, toward, scale, tol):
     x, restore = _flat(start)
     p = jnp.asarray(p, x.dtype)
@@ -149,10 +157,12 @@ def fold(
     """The fold of `model(p)` next to parameter `p` and unknowns `start`, such as the point of a `Curve` where `turn`
     changes sign. Arrays that `model` captures may be differentiated: their effect on the fold, dp/dq = -u . f_q / (u .
     f_p)."""
+    _check_model(model, p)
     return _fold(model, p, start, tol, max_steps)
 
 
 @in_float64
+@program
 def _fold(model, p, start, tol, max_steps):
     x, restore = _flat(start)
     f = lambda x, p: _map(model, restore, x, p)
@@ -172,7 +182,7 @@ def folds(
     """Every fold that a `Curve` passes, refined; outside jit, because their number is not known before."""
     turns = np.flatnonzero(np.diff(np.sign(np.asarray(curve.turn))))
     at = lambda i: jax.tree.map(lambda a: a[i], (curve.params, curve.values))
-    refine = jax.jit(lambda p, x: fold(model, p, x, tol=tol, max_steps=max_steps))
+    refine = lambda p, x: fold(model, p, x, tol=tol, max_steps=max_steps)
     # The end of the interval where the curve has turned less is the nearer one.
     nearest = [i + int(abs(curve.turn[i + 1]) < abs(curve.turn[i])) for i in turns]
     return [refine(*at(i)) for i in nearest]
@@ -189,10 +199,12 @@ def cusp(
 ) -> Fold:
     """The cusp of `model(p, q)` near the fold (`p`, `start`) at `q`: there the two folds in p merge and the
     coexistence of branches ends."""
+    _check_model(model, p, q)
     return _cusp(model, p, q, start, tol, max_steps)
 
 
 @in_float64
+@program
 def _cusp(model, p, q, start, tol, max_steps):
     x, restore = _flat(start)
     f = lambda x, p, q: ravel_pytree(model(p, q).update(restore(x), None))[0]
@@ -218,6 +230,7 @@ def leading_eigenvalue(model: AbstractModel, unknowns: Any) -> Array:
 
 
 @in_float64
+@program
 def _leading(model, unknowns):
     x, restore = _flat(unknowns)
     values = jnp.linalg.eigvals(jax.jacfwd(lambda x: ravel_pytree(model.update(restore(x), None))[0])(x))

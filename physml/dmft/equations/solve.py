@@ -13,10 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core._fixed_point import AbstractIteration, Damped, History, fixed_point
-from physml.core._status import Code, Status, status
-from physml.core.float64 import in_float64
-from physml.core.types import Key, Scalar, is_traced, widest
+from physml.core._status import Checked, Code, Status, status
+from physml.core.float64 import float64_program
+from physml.core.noise import check_key
+from physml.core.program import program
+from physml.core.types import Key, Scalar, widest
 from physml.dmft.equations.average import AbstractAverage, MonteCarlo, Sample
 from physml.dmft.equations.causal import fill
 
@@ -29,7 +32,7 @@ class AbstractScheme(eqx.Module):
         """Solve from `start` with this noise."""
 
 
-class Solution(eqx.Module):
+class Solution(Checked):
     """`order` satisfies the model's equations up to `residual`.
 
     `status`: how it ended, with the iteration or time step. `error`: standard errors of the site averages, shaped like
@@ -37,17 +40,14 @@ class Solution(eqx.Module):
     scheme was asked to keep them. `unknowns`: what was solved for, to start a neighbouring problem from.
     """
 
+    computation: ClassVar[str] = "dmft"
+
     order: Any
     residual: Array
     status: Status
     history: History | None = None
     error: Any = None
     unknowns: Any = None
-
-    def check(self) -> "Solution":
-        """Raise `Failure` unless the equations are solved and the solution is physical; return self otherwise."""
-        self.status.check("dmft")
-        return self
 
 
 class AbstractModel(eqx.Module):
@@ -183,19 +183,34 @@ def solve(
     if not isinstance(model, AbstractModel):
         raise ValueError(f"solve takes a model such as SphericalPSpin(...) or RandomNetwork(...), got {model!r}")
     scheme = model.scheme if scheme is None else scheme
-    if not isinstance(scheme, AbstractScheme):
-        raise ValueError(f"scheme must be FixedPoint(...) or Causal(), got {scheme!r}")
+    check.instance(scheme, "scheme", AbstractScheme, "FixedPoint(...) or Causal()")
     average = model.average if noise is None else noise
-    if average is not None and not isinstance(average, AbstractAverage):
-        raise ValueError(f"noise must be Quadrature(...) or MonteCarlo(...), got {average!r}")
-    # Where nothing is traced, one program serves all numbers: an eager loop would be compiled at every call.
-    run = _solve if is_traced((model, scheme, key, start)) else _compiled
-    return (in_float64(run) if model.precise else run)(model, scheme, average, key, start)
+    if average is not None:
+        check.instance(average, "noise", AbstractAverage, "Quadrature(...) or MonteCarlo(...)")
+    if key is not None:
+        check_key(key)
+    run = _solve_precisely if model.precise else _solve_as_given
+    try:
+        return run(model, scheme, average, key, _fitting(model, start))
+    except TypeError as error:
+        if isinstance(scheme, Causal) and "forward-mode" in str(error):
+            raise TypeError(
+                "derivatives of Causal() are in reverse mode; jvp and jacfwd: Causal(forward=True)"
+            ) from error
+        raise
 
 
-def _compiled(model, scheme, average, key, start):
-    numbers = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf
-    return _program(jax.tree.map(numbers, model), scheme, average, key, start)
+def _fitting(model, start):
+    """Unknowns to start from, floating and shaped like those of the model."""
+    if start is None:
+        return None
+    whole = lambda leaf: not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    start = jax.tree.map(lambda leaf: jnp.asarray(leaf, float) if whole(leaf) else leaf, start)
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    wanted = shapes(jax.eval_shape(model.init))
+    if shapes(start) != wanted:
+        raise ValueError(f"start must be unknowns of the model, with shapes {wanted}; got {shapes(start)}")
+    return start
 
 
 def _solve(model, scheme, average, key, start):
@@ -213,4 +228,4 @@ def _solve(model, scheme, average, key, start):
     return eqx.tree_at(lambda out: out.error, out, error, is_leaf=lambda leaf: leaf is None)
 
 
-_program = eqx.filter_jit(_solve)
+_solve_precisely, _solve_as_given = float64_program(_solve), program(_solve)

@@ -6,18 +6,17 @@ approaches its fixed point $c^*$ as $e^{-l/\xi}$ with $\xi =
 -1/\ln\bigl(\sigma_w^2\langle\phi'\phi'\rangle_{c^*}\bigr)$.
 """
 
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from physml.core.float64 import in_float64
+from physml.core import check
 from physml.core.roots import bracketed
 from physml.core.types import Scalar, is_traced
 from physml.dmft.gaussian.infinite_width import check_variances
-from physml.dmft.gaussian.pairs import Activation, activation, moment, pair_average, pair_slope
+from physml.dmft.gaussian.pairs import Activation, activation, moment, of_activation, pair_average, pair_slope
 
 LOWEST, HIGHEST = 1e-12, 1e4  # variances searched
 
@@ -41,10 +40,17 @@ class Phase(eqx.Module):
 
 def _homogeneous(phi) -> bool:
     """Whether phi(2x) = 2 phi(x), as for ReLU: then every variance is as good as any other."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        z = jnp.linspace(-3.0, 3.0, 61)
-        f = jax.vmap(activation(phi))
-        return bool(jnp.max(jnp.abs(f(2 * z) - 2 * f(z))) < 1e-9)
+    if isinstance(phi, str):
+        return phi in ("relu", "linear")
+    with jax.ensure_compile_time_eval():
+        return bool(_doubling(phi=phi))
+
+
+@of_activation
+def _doubling(*, phi):
+    z = np.linspace(-3.0, 3.0, 61)
+    f = jax.vmap(activation(phi))
+    return jnp.max(jnp.abs(f(2 * z) - 2 * f(z))) < 1e-9
 
 
 def _moments(phi, q):
@@ -67,15 +73,19 @@ def edge_of_chaos(phi: Activation, bias_var: Scalar = 0.0) -> EdgeOfChaos:
     if _homogeneous(phi):
         if not is_traced(bias_var) and float(bias_var) > 0:
             raise ValueError(f"a homogeneous phi has no edge of chaos with a bias: bias_var must be 0, got {bias_var}")
-        out = in_float64(lambda b: (1 / _moments(phi, 1.0)[1], b))(jnp.asarray(bias_var, jnp.result_type(float)))
-        return EdgeOfChaos(*out, jnp.ones_like(out[1]))
-    weight_var, variance = in_float64(_edge)(bias_var, phi=phi)
-    if not is_traced(weight_var) and bool(jnp.isnan(weight_var)):
+        return _homogeneous_edge(bias_var, phi=phi)
+    weight_var, variance = _edge(bias_var, phi=phi)
+    if not is_traced(weight_var) and np.isnan(weight_var):
         raise ValueError(f"no variance below {HIGHEST:g} is at the edge of chaos for bias_var={bias_var}")
     return EdgeOfChaos(weight_var, jnp.asarray(bias_var, weight_var.dtype), variance)
 
 
-@functools.partial(jax.jit, static_argnames="phi")
+@of_activation
+def _homogeneous_edge(bias_var, *, phi):
+    return EdgeOfChaos(1 / _moments(phi, 1.0)[1], bias_var, jnp.ones_like(bias_var))
+
+
+@of_activation
 def _edge(bias_var, *, phi):
     def gain(q):
         # Without bias the gain is -O(q^3), less than rounding; the last term keeps its sign.
@@ -97,13 +107,13 @@ def correlation_depth(phi: Activation, weight_var: Scalar, bias_var: Scalar = 0.
     """
     activation(phi)
     check_variances(weight_var, bias_var)
-    out = in_float64(_phase)(weight_var, bias_var, phi=phi, nodes=nodes)
-    if not is_traced(out.variance) and bool(jnp.isnan(out.variance)):
+    out = _phase(weight_var, bias_var, phi=phi, nodes=check.count(nodes, "nodes", least=2))
+    if not is_traced(out.variance) and np.isnan(out.variance):
         raise ValueError(f"the variance grows without bound or vanishes for weight_var={weight_var}: no fixed point")
     return out
 
 
-@functools.partial(jax.jit, static_argnames=("phi", "nodes"))
+@of_activation(static=("nodes",))
 def _phase(weight_var, bias_var, *, phi, nodes):
     gain = lambda q: weight_var * _moments(phi, q)[0] + bias_var - q
     low, high = jnp.asarray(LOWEST), jnp.asarray(HIGHEST)

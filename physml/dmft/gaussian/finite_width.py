@@ -19,10 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from physml.core.float64 import in_float64
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.gaussian.infinite_width import check_variances
-from physml.dmft.gaussian.pairs import Activation, activation, moment
+from physml.dmft.gaussian.pairs import Activation, activation, moment, of_activation
 from physml.dmft.gaussian.weight_ensembles import AbstractWeights, BlockSparse, Gaussian, Orthogonal
 
 
@@ -68,10 +67,10 @@ def quartic(
         raise ValueError(f"width and depth must be at least 1, got {width} and {depth}")
     scatter = (Gaussian() if weights is None else weights).scatter(width)
     noise = (1 / width, scatter.neuron, 1 / scatter.shared, float(scatter.spherical))
-    return in_float64(_quartic)(variance, weight_var, bias_var, noise, depth=depth, phi=phi)
+    return _quartic(variance, weight_var, bias_var, noise, depth=depth, phi=phi)
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "phi"))
+@of_activation(static=("depth",))
 def _quartic(variance, weight_var, bias_var, noise, *, depth, phi):
     dense, neuron, shared, spherical = noise
     f = activation(phi)

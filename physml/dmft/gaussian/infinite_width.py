@@ -13,35 +13,31 @@ $$K_{l+1} = K_l + \tfrac tL B(K_l), \quad B = \sigma_w^2\langle\phi\phi\rangle +
 which is Euler's method for $\dot K = B(K)$: the limit of infinite depth is that differential equation.
 """
 
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from physml.core.float64 import in_float64
+from physml.core import check
 from physml.core.tree import add
-from physml.core.types import Scalar, is_traced
-from physml.dmft.gaussian.pairs import Activation, activation, check_kernel, pair_average, pair_slope
+from physml.core.types import Scalar
+from physml.dmft.gaussian.pairs import Activation, activation, check_kernel, of_activation, pair_average, pair_slope
 from physml.integrate import rk4
 
 
 def check_variances(weight_var: Any, bias_var: Any) -> None:
     """Variances whose values are known are at least 0."""
-    for name, value in (("weight_var", weight_var), ("bias_var", bias_var)):
-        if not is_traced(value) and not float(value) >= 0:
-            raise ValueError(f"{name} is a variance, at least 0; got {value}")
+    check.number(weight_var, "weight_var", least=0)
+    check.number(bias_var, "bias_var", least=0)
 
 
 def _prepare(Kx, depth, phi, weight_var, bias_var, nodes):
     activation(phi)
     check_variances(weight_var, bias_var)
-    if depth is not None and (not isinstance(depth, int) or depth < 0):
-        raise ValueError(f"depth counts hidden layers, an integer of at least 0; got {depth!r}")
-    if not isinstance(nodes, int) or nodes < 2:
-        raise ValueError(f"nodes counts quadrature nodes, an integer of at least 2; got {nodes!r}")
+    if depth is not None:
+        check.count(depth, "depth", least=0)
+    check.count(nodes, "nodes", least=2)
     return check_kernel(Kx)
 
 
@@ -67,7 +63,7 @@ def nngp(
     Neal, Priors for infinite networks (1994); Lee et al. (2018).
     """
     Kx = _prepare(Kx, depth, phi, weight_var, bias_var, nodes)
-    return in_float64(_dense)(Kx, weight_var, bias_var, depth=depth, phi=phi, nodes=nodes, tangent=False)[0]
+    return _dense(Kx, weight_var, bias_var, depth=depth, phi=phi, nodes=nodes, tangent=False)[0]
 
 
 def ntk(
@@ -88,10 +84,10 @@ def ntk(
     **See** Jacot, Gabriel and Hongler (2018).
     """
     Kx = _prepare(Kx, depth, phi, weight_var, bias_var, nodes)
-    return in_float64(_dense)(Kx, weight_var, bias_var, depth=depth, phi=phi, nodes=nodes, tangent=True)
+    return _dense(Kx, weight_var, bias_var, depth=depth, phi=phi, nodes=nodes, tangent=True)
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "phi", "nodes", "tangent"))
+@of_activation(static=("depth", "nodes", "tangent"))
 def _dense(Kx, weight_var, bias_var, *, depth, phi, nodes, tangent):
     def layer(pair, _):
         K, theta = pair
@@ -127,7 +123,7 @@ def residual_nngp(
     """
     Kx = _prepare(Kx, depth, phi, weight_var, bias_var, nodes)
     options = {"depth": depth, "phi": phi, "steps": steps, "nodes": nodes, "tangent": False}
-    return in_float64(_residual)(Kx, weight_var, bias_var, time, **options)[0]
+    return _residual(Kx, weight_var, bias_var, time, **options)[0]
 
 
 def residual_ntk(
@@ -148,11 +144,11 @@ def residual_ntk(
     """
     Kx = _prepare(Kx, depth, phi, weight_var, bias_var, nodes)
     options = {"depth": depth, "phi": phi, "steps": steps, "nodes": nodes, "tangent": True}
-    K, theta = in_float64(_residual)(Kx, weight_var, bias_var, time, **options)
+    K, theta = _residual(Kx, weight_var, bias_var, time, **options)
     return K, K + theta
 
 
-@functools.partial(jax.jit, static_argnames=("depth", "phi", "steps", "nodes", "tangent"))
+@of_activation(static=("depth", "steps", "nodes", "tangent"))
 def _residual(Kx, weight_var, bias_var, time, *, depth, phi, steps, nodes, tangent):
     def rate(pair):
         K, theta = pair

@@ -11,6 +11,7 @@ derivative in $\rho$ is finite there, and n inputs cost $n^2 N$ instead of the $
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from physml.core.float64 import float64_program, in_float64
+from physml.core.program import program
 from physml.core.types import is_traced
 
 Activation = str | Callable[..., Any]
@@ -58,6 +61,24 @@ def check_kernel(K: Any) -> Array:
         if lowest < -slack:
             raise ValueError(f"a kernel is positive semidefinite; its smallest eigenvalue is {lowest:.3g}")
     return K
+
+
+def of_activation(function: Callable[..., Any] | None = None, *, static: tuple[str, ...] = ()) -> Any:
+    """Decorator of a function of arrays and of a keyword `phi`: `float64_program`.
+
+    A closure may capture traced values, of which that program's derivative would not know: it is compiled alone.
+    """
+    if function is None:
+        return functools.partial(of_activation, static=static)
+    whole, alone = float64_program(function, static=("phi", *static)), in_float64(program(function))
+
+    @functools.wraps(function)
+    def wrapped(*args, phi, **options):
+        inner = phi if isinstance(phi, str) else inspect.unwrap(phi)
+        closed = isinstance(inner, functools.partial) or getattr(inner, "__closure__", None)
+        return (alone if closed else whole)(*args, phi=phi, **options)
+
+    return wrapped
 
 
 @functools.lru_cache(maxsize=16)

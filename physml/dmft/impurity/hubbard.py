@@ -18,11 +18,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._fixed_point import Damped
 from physml.core._status import Code
-from physml.core.float64 import in_float64
+from physml.core.float64 import float64_program
 from physml.core.quadrature import gauss_legendre_panels
-from physml.core.types import Scalar, is_traced
+from physml.core.types import Scalar
 from physml.dmft.equations.solve import AbstractModel, FixedPoint
 from physml.dmft.impurity.lehmann import lehmann
 
@@ -50,15 +51,15 @@ class Green(eqx.Module):
         return _at(self, tau)
 
 
-@in_float64
+@float64_program
 def _at(green, tau):
     basis = lehmann(green.cutoff, green.eps)
     kernel = lambda x: -(jnp.exp(-x * y) + jnp.exp(-(1 - x) * y)) / (2 * (1 + jnp.exp(-y)))
     y = jnp.asarray(basis.y)[None, :]
-    x = jnp.ravel(jnp.asarray(tau, y.dtype)) / green.beta
+    x = jnp.ravel(tau) / green.beta
     # Rows of interpolation weights first: they are moderate, the weights of the poles are not.
     weights = jnp.linalg.solve(kernel(jnp.asarray(basis.x)[:, None]).T, kernel(x[:, None]).T)
-    return (green.unknowns @ weights).reshape(jnp.shape(tau))
+    return (green.unknowns @ weights).reshape(tau.shape)
 
 
 class BetheHubbard(AbstractModel):
@@ -95,18 +96,15 @@ class BetheHubbard(AbstractModel):
     scheme: ClassVar[Any] = FixedPoint(Damped(1.0), tol=1e-11, max_steps=20000)
 
     def __check_init__(self):
-        for name, value in (("U", self.U), ("D", self.D)):
-            if not is_traced(value) and np.min(value) < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
-        if not is_traced(self.beta) and np.min(self.beta) <= 0:
-            raise ValueError(f"beta must be positive, got {self.beta}")
-        if self.start not in ("metal", "insulator"):
-            raise ValueError(f"start must be 'metal' or 'insulator', got {self.start!r}")
+        check.within(self.U, "U", least=0)
+        check.within(self.D, "D", least=0)
+        check.within(self.beta, "beta", above=0)
+        check.choice(self.start, "start", ("metal", "insulator"))
         if min(self.frequencies, self.times - 1) < 1:
             raise ValueError(f"frequencies must be >= 1 and times >= 2, got {self.frequencies} and {self.times}")
-        known = not any(is_traced(v) for v in (self.U, self.beta, self.D))
-        if known:
-            reach = float(np.max(np.asarray(self.beta) * (4 * np.asarray(self.D) + np.asarray(self.U))))
+        beta, D, U = (check.known(v) for v in (self.beta, self.D, self.U))
+        if beta is not None and D is not None and U is not None:
+            reach = float(np.max(beta * (4 * D + U)))
             if reach > self.cutoff:
                 needed = 2.0 ** np.ceil(np.log2(reach))
                 raise ValueError(

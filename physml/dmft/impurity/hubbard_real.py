@@ -23,9 +23,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._fixed_point import Damped
 from physml.core._status import Code
-from physml.core.types import Scalar, is_traced
+from physml.core.types import Scalar
 from physml.dmft.equations.solve import AbstractModel, FixedPoint
 
 
@@ -65,12 +66,10 @@ class RealBetheHubbard(AbstractModel):
     scheme: ClassVar[Any] = FixedPoint(Damped(1.0), tol=1e-8, max_steps=2000)
 
     def __check_init__(self):
-        if self.start not in ("metal", "insulator"):
-            raise ValueError(f"start must be 'metal' or 'insulator', got {self.start!r}")
+        check.choice(self.start, "start", ("metal", "insulator"))
         if self.points < 3 or self.points % 2 == 0 or self.reach <= 0:
             raise ValueError(f"points must be odd, at least 3, and reach > 0; got {self.points} and {self.reach}")
-        if not is_traced(self.broadening) and np.min(self.broadening) < 0:
-            raise ValueError(f"broadening must be at least 0, got {self.broadening}")
+        check.within(self.broadening, "broadening", least=0)
 
     @property
     def _w(self):

@@ -5,20 +5,23 @@ frequencies and the precision of the data the answer depends on choices that not
 the number of points; the spread over it is returned as a band.
 """
 
-import equinox as eqx
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from physml.core._status import Code, Status, status
-from physml.core.float64 import in_float64
+from physml.core._status import Checked, Code, Status, status
+from physml.core.float64 import float64_program
 
 
-class SpectralBand(eqx.Module):
+class SpectralBand(Checked):
     """Spectral function `A` (n,) at energies `w`, its band from `low` to `high`, and the `members` (k, n) it comes
     from; `used` (k,) which of them entered. `misfit`: the largest difference of the band's members from the data used
     (k,)."""
+
+    computation: ClassVar[str] = "analytic continuation"
 
     w: Array
     A: Array
@@ -28,11 +31,6 @@ class SpectralBand(eqx.Module):
     used: Array
     misfit: Array
     status: Status
-
-    def check(self) -> "SpectralBand":
-        """Raise `Failure` if no member is acceptable; return self otherwise."""
-        self.status.check("analytic continuation")
-        return self
 
 
 def pade(
@@ -66,7 +64,7 @@ def pade(
     return _pade(frequencies, G, w, first, last, broadening, negative, tol)
 
 
-@in_float64
+@float64_program(static=("first", "last"))
 def _pade(frequencies, G, w, first, last, broadening, negative, tol):
     z = lax.complex(jnp.zeros(last), frequencies[:last])
 

@@ -8,13 +8,15 @@ well the kernel of the first weights suits the task. Grokking is the delay betwe
 law.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from physml.core._status import Code, Status, status
+from physml.core._status import Checked, Code, Status, status
 from physml.core.types import Key, Scalar
 
 ZERO_PREDICTOR = 0.75  # <y^2> = 3/4: the test loss of f = 0
@@ -111,9 +113,12 @@ def weight_alignment(w: Array, beta: Array) -> Array:
     return jnp.sum((w @ beta) ** 2) / (jnp.sum(w**2) * jnp.sum(beta**2))
 
 
-class Training(eqx.Module):
+class Training(Checked):
     """A run at the times `t` (saved,): losses `train` and `test` (mean squares), alignments of `kernel` and `weights`
     with the teacher, the last weights `w`, and `status` (`diverged` with the index of the saved time)."""
+
+    computation: ClassVar[str] = "train"
+    counted: ClassVar[str] = "saved time"
 
     t: Array
     train: Array
@@ -122,11 +127,6 @@ class Training(eqx.Module):
     weights: Array
     w: Array
     status: Status
-
-    def check(self) -> "Training":
-        """Raise `Failure` if the run diverged; return self otherwise."""
-        self.status.check("train", lambda k: f"saved time {k}")
-        return self
 
 
 def train(

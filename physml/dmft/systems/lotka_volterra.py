@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._fixed_point import Newton
 from physml.core._status import Code
-from physml.core.types import Key, Scalar, is_traced
+from physml.core.types import Key, Scalar
 from physml.dmft.equations.solve import AbstractModel, FixedPoint
 
 
@@ -61,10 +62,9 @@ class LotkaVolterra(AbstractModel):
     scheme: ClassVar[Any] = FixedPoint(Newton(), max_steps=100)
 
     def __check_init__(self):
-        if not is_traced(self.gamma) and not -1 <= float(self.gamma) <= 1:
-            raise ValueError(f"gamma is a correlation in [-1, 1], got {self.gamma}")
-        if not is_traced(self.sigma) and float(self.sigma) < 0:
-            raise ValueError(f"sigma must be at least 0, got {self.sigma}")
+        check.within(self.mu, "mu")
+        check.within(self.gamma, "gamma", least=-1, most=1)
+        check.within(self.sigma, "sigma", least=0)
 
     def init(self):
         return jnp.ones(())

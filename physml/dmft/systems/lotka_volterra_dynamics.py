@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._fixed_point import Damped
 from physml.core.quadrature import trapezoid_matrix
-from physml.core.types import Key, Scalar, is_traced
+from physml.core.types import Key, Scalar
 from physml.dmft.equations.average import MonteCarlo
 from physml.dmft.equations.site_paths import (
     field_root,
@@ -83,12 +84,9 @@ class LotkaVolterraDynamics(AbstractModel):
 
     def __check_init__(self):
         grid_steps(self.t_max, self.dt)
-        if not is_traced(self.gamma) and not -1 <= float(self.gamma) <= 1:
-            raise ValueError(f"gamma is a correlation in [-1, 1], got {self.gamma}")
-        for name in ("sigma", "immigration"):
-            value = getattr(self, name)
-            if not is_traced(value) and float(value) < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+        check.within(self.gamma, "gamma", least=-1, most=1)
+        check.within(self.sigma, "sigma", least=0)
+        check.within(self.immigration, "immigration", least=0)
         if not 0 < self.start[0] < self.start[1]:
             raise ValueError(f"start must be (low, high) with 0 < low < high, got {self.start}")
 

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._status import Code
+from physml.core.program import program
 from physml.core.quadrature import trapezoid_weights
-from physml.core.types import Key, Scalar, is_traced
+from physml.core.types import Key, Scalar
 from physml.dmft.equations.causal import product
 from physml.dmft.equations.solve import AbstractCausalModel, Causal
 
@@ -67,12 +69,10 @@ class SphericalPSpin(AbstractCausalModel):
     scheme: ClassVar[Any] = Causal()
 
     def __check_init__(self):
-        if self.p < 2:
-            raise ValueError(f"p must be an integer of at least 2, got {self.p}")
-        if not is_traced(self.temperature) and float(self.temperature) < 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
-        if not is_traced(self.initial_temperature) and float(self.initial_temperature) <= 0:
-            raise ValueError(f"initial_temperature must be above 0, got {self.initial_temperature}")
+        check.count(self.p, "p", least=2)
+        check.within(self.temperature, "temperature", least=0)
+        check.within(self.initial_temperature, "initial_temperature", above=0, finite=False)
+        check.within(self.coupling, "coupling")
         if self.dt <= 0 or self.t_max <= 0 or abs(self.t_max / self.dt - self.steps) > 1e-6 * self.steps:
             raise ValueError(f"dt must be positive and divide t_max, got dt={self.dt}, t_max={self.t_max}")
 
@@ -221,11 +221,17 @@ def ageing(p: int, temperature: Scalar) -> Ageing:
 
     q the larger root. **See** Cugliandolo and Kurchan (1993), eqs. 20 to 25.
     """
-    if p < 3:
+    if check.count(p, "p", least=2) < 3:
         raise ValueError(f"ageing with a plateau needs p >= 3, got {p}")
+    known = check.known(temperature)
+    if known is not None and not 0 < float(known) < dynamic_temperature(p):
+        raise ValueError(f"the system ages for 0 < T < T_d = {dynamic_temperature(p):.6f}, got T = {float(known)}")
+    return _ageing(p, temperature)
+
+
+@program
+def _ageing(p, temperature):
     T = jnp.asarray(temperature, jnp.result_type(temperature, float))
-    if not is_traced(T) and not 0 < float(T) < dynamic_temperature(p):
-        raise ValueError(f"the system ages for 0 < T < T_d = {dynamic_temperature(p):.6f}, got T = {float(T)}")
 
     # sqrt of the equation, 1 - q = T / (sqrt(p (p-1)/2) q^{(p-2)/2}), contracts to the larger root.
     def newton(q, _):

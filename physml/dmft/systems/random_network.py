@@ -24,10 +24,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._fixed_point import Newton
 from physml.core._status import Code
 from physml.core.quadrature import gauss_hermite
-from physml.core.types import Key, Scalar, is_traced
+from physml.core.types import Key, Scalar
 from physml.dmft.equations.solve import AbstractModel, FixedPoint
 from physml.integrate import rk4
 
@@ -67,8 +68,8 @@ class RandomNetwork(AbstractModel):
     scheme: ClassVar[Any] = FixedPoint(Newton(), max_steps=100)
 
     def __check_init__(self):
-        if not is_traced(self.g) and float(self.g) <= 0:
-            raise ValueError(f"g must be positive, got {self.g}")
+        check.number(self.g, "g", above=0)
+        check.function(self.phi, "phi", "of an array, such as jnp.tanh")
         if self.points < 3 or self.tau_max <= 0 or self.terms < 2:
             raise ValueError(
                 f"tau_max > 0, points >= 3 and terms >= 2 are needed, got {self.tau_max}, {self.points}, {self.terms}"

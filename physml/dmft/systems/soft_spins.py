@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._fixed_point import Damped
 from physml.core.quadrature import trapezoid_matrix
-from physml.core.types import Key, Scalar, is_traced
+from physml.core.types import Key, Scalar
 from physml.dmft.equations.average import MonteCarlo
 from physml.dmft.equations.site_paths import (
     field_root,
@@ -72,10 +73,9 @@ class SoftSpinSK(AbstractModel):
 
     def __check_init__(self):
         grid_steps(self.t_max, self.dt)
-        if not is_traced(self.temperature) and float(self.temperature) < 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
-        if not is_traced(self.spread) and float(self.spread) < 0:
-            raise ValueError(f"spread is a standard deviation, at least 0, got {self.spread}")
+        check.within(self.temperature, "temperature", least=0)
+        check.within(self.spread, "spread", least=0)
+        check.function(self.potential, "potential", "of x")
 
     @property
     def steps(self) -> int:

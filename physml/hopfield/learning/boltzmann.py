@@ -23,7 +23,7 @@ $$q \leftarrow \operatorname{prox}_{\alpha f}\bigl(q - \alpha[(I - \Phi)q - b]\b
 """
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -32,24 +32,34 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._fixed_point import AbstractIteration, Damped, fixed_point
-from physml.core._status import Status
-from physml.core.types import Key, Scalar, is_traced
+from physml.core._status import Checked, Status
+from physml.core.noise import check_key
+from physml.core.program import program
+from physml.core.types import Key, Scalar
 
 NEWTON = 60  # steps of the proximal map at most; quadratic, started at softmax
 
 
-class MeanField(eqx.Module):
+def _number(value: Scalar, name: str) -> float:
+    """A number that is part of the program, whatever library it comes from."""
+    check.number(value, name)
+    known = check.known(value)
+    if known is None:
+        raise ValueError(f"{name} is part of the program: a number that is known, got {value}")
+    return float(known)
+
+
+class MeanField(Checked):
     """`q` (states,): probabilities of the states of all variables, one after the other; `residual` and `status`."""
+
+    computation: ClassVar[str] = "mean field"
+    counted: ClassVar[str] = "iteration"
 
     q: Array
     residual: Array
     status: Status
-
-    def check(self) -> "MeanField":
-        """Raise `Failure` unless the iteration converged; return self otherwise."""
-        self.status.check("mean field", lambda step: f"iteration {step}")
-        return self
 
 
 class MonotoneBoltzmann(eqx.Module):
@@ -67,14 +77,13 @@ class MonotoneBoltzmann(eqx.Module):
     bias: Array
     sizes: tuple[int, ...] = eqx.field(static=True)
     connected: ArrayLike | None = None
-    margin: float = eqx.field(static=True, default=0.1)
+    margin: float = eqx.field(static=True, default=0.1, converter=lambda value: _number(value, "margin"))
 
     def __check_init__(self):
         states = sum(self.sizes)
         if not self.sizes or min(self.sizes) < 2:
             raise ValueError(f"every variable needs two states or more, got sizes {self.sizes}")
-        if not 0 < self.margin < 1:
-            raise ValueError(f"margin must lie between 0 and 1, got {self.margin}")
+        check.number(self.margin, "margin", above=0, below=1)
         if np.shape(self.weights) != (states, states) or np.shape(self.bias) != (states,):
             found = f"weights {np.shape(self.weights)}, bias {np.shape(self.bias)}"
             raise ValueError(f"{found}: expected a matrix and a vector of {states} states")
@@ -119,12 +128,16 @@ class MonotoneBoltzmann(eqx.Module):
         the free energy, where `Anderson()` takes several times fewer. Derivatives are implicit.
         **Returns** `MeanField`; status `not_converged` where `max_steps` did not do.
         """
-        (phi, smallest), owner = self._couplings(), jnp.asarray(_owner(self.sizes))
-        dtype = phi.dtype
-        if step is not None and not is_traced(step) and not 0 < float(step) <= 1:
-            raise ValueError(f"step must lie in (0, 1], got {step}")
+        if step is not None:
+            check.number(step, "step", above=0, most=1)
         if (clamped is None) != (values is None):
             raise ValueError("clamped and values go together: which variables are held, and at what")
+        return self._mean_field(clamped, values, step, start, method, tol, max_steps)
+
+    @program
+    def _mean_field(self, clamped, values, step, start, method, tol, max_steps):
+        (phi, smallest), owner = self._couplings(), jnp.asarray(_owner(self.sizes))
+        dtype = phi.dtype
         alpha = jnp.minimum(1.0, 1 / (1 - smallest)) if step is None else jnp.asarray(step, dtype)
         held = jnp.zeros(len(owner), bool) if clamped is None else jnp.asarray(clamped)[owner]
         given = jnp.zeros_like(self.bias) if values is None else jnp.asarray(values, dtype)
@@ -135,6 +148,7 @@ class MonotoneBoltzmann(eqx.Module):
         out = fixed_point(move, q0, method=Damped(1.0) if method is None else method, tol=tol, max_steps=max_steps)
         return MeanField(out.value, out.residual, out.status)
 
+    @program
     def free_energy(self, q: Array) -> Array:
         r"""$-\frac12q^T\Phi q - b\cdot q + \sum q\ln q$, stationary at the solution."""
         entropy = -jnp.sum(jnp.where(q > 0, q * jnp.log(jnp.where(q > 0, q, 1.0)), 0.0))
@@ -146,11 +160,15 @@ def monotone_boltzmann(
     *,
     key: Key,
     connected: ArrayLike | None = None,
-    margin: float = 0.1,
+    margin: Scalar = 0.1,
     scale: float = 0.5,
 ) -> MonotoneBoltzmann:
     """A machine with random weights whose largest eigenvalue is about `scale`, and no bias."""
-    sizes = tuple(int(n) for n in sizes)
+    check_key(key)
+    sizes = tuple(check.count(n, "an entry of sizes", least=2) for n in sizes)
+    if not sizes:
+        raise ValueError("sizes must hold the states of one variable or more, got ()")
+    check.number(scale, "scale", least=0)
     states = sum(sizes)
     dtype = jnp.result_type(float)
     weights = scale / (2 * states) ** 0.5 * jax.random.normal(key, (states, states), dtype)

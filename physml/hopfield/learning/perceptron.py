@@ -14,37 +14,36 @@ Its cost is two products with X (M, N) a step.
 """
 
 import math
+from typing import ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 
-from physml.core._status import Code, Status, status
+from physml.core import check
+from physml.core._status import Checked, Code, Status, status
 from physml.core.noise import check_key
-from physml.core.types import Key, is_traced
+from physml.core.program import program
+from physml.core.types import Key
 
 
-class Messages(eqx.Module):
+class Messages(Checked):
     """`m` (N,) means of the weights, `change` of the last step, `status` with the number of steps."""
+
+    computation: ClassVar[str] = "messages"
 
     m: Array
     change: Array
     status: Status
 
-    def check(self) -> "Messages":
-        """Raise `Failure` unless the messages converged; return self otherwise."""
-        self.status.check("messages")
-        return self
-
 
 def flipped(weights: Float[Array, " n"], product: float, *, key: Key) -> Float[Array, " n"]:
     """Signs that agree with `weights` in the mean `product`, in [-1, 1], entry by entry."""
     check_key(key)
-    if not is_traced(product) and not -1 <= float(product) <= 1:
-        raise ValueError(f"product must lie in [-1, 1], got {product}")
+    check.number(product, "product", least=-1, most=1)
     return jnp.where(jax.random.uniform(key, weights.shape, weights.dtype) < 0.5 * (1 + product), weights, -weights)
 
 
@@ -59,11 +58,11 @@ def check_examples(inputs: Array, labels: Array) -> None:
     """Raise a `ValueError` unless inputs are finite and labels +-1, as far as they are known."""
     if 0 in inputs.shape:
         raise ValueError(f"inputs must hold examples of weights, got shape {inputs.shape}")
-    if not is_traced((inputs, labels)):
-        if not bool(jnp.isfinite(inputs).all()):
-            raise ValueError("inputs contain NaN or infinite entries")
-        if not bool((jnp.abs(labels) == 1).all()):
-            raise ValueError("labels must be +1 or -1")
+    entries, signs = check.known(inputs), check.known(labels)
+    if entries is not None and not np.isfinite(entries).all():
+        raise ValueError("inputs contain NaN or infinite entries")
+    if signs is not None and not (np.abs(signs) == 1).all():
+        raise ValueError("labels must be +1 or -1")
 
 
 def messages(
@@ -81,13 +80,14 @@ def messages(
     `tol` on the root mean square change of m. **Returns** `Messages`; status `not_converged` or `diverged`.
     """
     check_examples(inputs, labels)
-    if not 0 < damping <= 1:
-        raise ValueError(f"damping must lie in (0, 1], got {damping}")
-    return _messages(inputs, labels, jnp.asarray(bias, inputs.dtype), damping, tol, max_steps)
+    check.number(damping, "damping", above=0, most=1)
+    check.number(tol, "tol", least=0)
+    return _messages(inputs, labels, bias, damping, tol, check.count(max_steps, "max_steps"))
 
 
-@eqx.filter_jit
+@program
 def _messages(x, y, b, damping, tol, max_steps):
+    b, damping, tol = (jnp.asarray(v, x.dtype) for v in (b, damping, tol))
     count, n = x.shape
     root = jnp.asarray(math.sqrt(n), x.dtype)
 

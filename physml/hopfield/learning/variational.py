@@ -21,7 +21,6 @@ continual learning (2023).
 import math
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,8 +28,10 @@ from jax import lax
 from jax.scipy.special import log_ndtr, ndtr
 from jaxtyping import Array, Float, PyTree
 
+from physml.core import check
+from physml.core.program import program
 from physml.core.special import log_2cosh, sech2
-from physml.core.types import Scalar, is_traced
+from physml.core.types import Scalar
 from physml.hopfield.learning.perceptron import check_examples
 
 Fields = tuple[Array, ...]  # theta of each layer, (inputs, outputs)
@@ -96,15 +97,14 @@ def learn(
     **Cost.** Four products of the examples with each layer's weights a step.
     """
     check_examples(inputs, labels)
-    if not is_traced(weight) and not float(weight) >= 0:
-        raise ValueError(f"weight must be >= 0, got {weight}")
-    if steps < 1 or not rate > 0:
-        raise ValueError(f"steps must be at least 1 and rate positive, got {steps} and {rate}")
-    weight = jnp.asarray(weight, inputs.dtype)
-    return _learn(inputs, labels, prior, prior if start is None else start, weight, steps, rate)
+    check.number(weight, "weight", least=0)
+    check.number(rate, "rate", above=0)
+    start = prior if start is None else start
+    return _learn(inputs, labels, prior, start, weight, check.count(steps, "steps"), rate)
 
 
-@eqx.filter_jit
+@program
 def _learn(inputs, labels, prior, start, weight, steps, rate):
+    weight = jnp.asarray(weight, inputs.dtype)
     loss = lambda fields: weight * kl_divergence(fields, prior) - log_likelihood(fields, inputs, labels)
     return minimise(loss, start, steps=steps, rate=rate)

@@ -16,7 +16,7 @@ exponentially many in d.
 """
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -24,11 +24,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from physml.core._status import Status
-from physml.core.types import Scalar, is_traced
+from physml.core import check
+from physml.core._status import Checked, Status
+from physml.core.program import program
+from physml.core.types import Scalar
 from physml.hopfield.memory.retrieve import retrieve
 
 
+@program
 def gaps(memory: Float[Array | np.ndarray, "N d"]) -> Array:
     r"""$\Delta_i = x_i\cdot x_i - \max_{j \ne i} x_i\cdot x_j$, the separation of every pattern, `(N,)`.
 
@@ -40,6 +43,7 @@ def gaps(memory: Float[Array | np.ndarray, "N d"]) -> Array:
     return jnp.diagonal(overlaps) - jnp.max(others, -1)
 
 
+@program
 def separated(memory: Float[Array | np.ndarray, "N d"], beta: Scalar) -> Array:
     r"""Whether $\Delta_i \ge \frac{2}{\beta N} + \frac1\beta\ln(2(N-1)N\beta M^2)$, `(N,)`.
 
@@ -51,6 +55,7 @@ def separated(memory: Float[Array | np.ndarray, "N d"], beta: Scalar) -> Array:
     return gaps(memory) >= 2 / (beta * n) + jnp.log(2 * (n - 1) * n * beta * square) / beta
 
 
+@program
 def step_error_bound(
     query: Float[Array | np.ndarray, "*queries d"], memory: Float[Array | np.ndarray, "N d"], *, beta: Scalar
 ) -> Array:
@@ -80,12 +85,14 @@ def capacity(beta: Scalar, d: int, *, radius: Scalar = 3.0, failure: Scalar = 1e
     **Returns** `Capacity(c, patterns)`: the proof asks for c >= 3.1546 at (beta, K, d, p) = (1, 3, 20, 0.001), where
     patterns = 7.4. **Errors.** ValueError out of range. **See** Ramsauer et al. (2021), theorem 3.
     """
-    for name, value, fine in (("beta", beta, lambda x: x > 0), ("radius", radius, lambda x: x > 0),
-                              ("failure", failure, lambda x: 0 < x <= 1)):  # fmt: skip
-        if not is_traced(value) and not fine(float(value)):
-            raise ValueError(f"{name}={value}: expected beta > 0, radius > 0, failure in (0, 1]")
-    if d < 2:
-        raise ValueError(f"d={d}: expected at least 2")
+    check.number(beta, "beta", above=0)
+    check.number(radius, "radius", above=0)
+    check.number(failure, "failure", above=0, most=1)
+    return _capacity(beta, check.count(d, "d", least=2), radius, failure)
+
+
+@program
+def _capacity(beta, d, radius, failure):
     beta, radius, failure = (jnp.asarray(x, jnp.result_type(float)) for x in (beta, radius, failure))
     a = 2 / (d - 1) * (1 + jnp.log(2 * beta * radius**2 * failure * (d - 1)))
     b = 0.4 * radius**2 * beta
@@ -111,8 +118,10 @@ class Kind(IntEnum):
     nobody = 3
 
 
-class Attractor(eqx.Module):
+class Attractor(Checked):
     """`x` (..., d): where the queries end; `kind` (...), a `Kind`; `members` (..., N): patterns that end there, too."""
+
+    computation: ClassVar[str] = "attractor"
 
     x: Array
     kind: Array
@@ -138,6 +147,13 @@ def attractor(
     """
     query, memory = jnp.asarray(query), jnp.asarray(memory)
     tol = float(jnp.finfo(memory.dtype).eps) ** 0.75 if tol is None else tol
+    check.within(beta, "beta, an inverse temperature,", above=0)
+    check.number(same, "same", above=0)
+    return _attractor(query, memory, beta, separation, check.count(steps, "steps"), tol, same)
+
+
+@program
+def _attractor(query, memory, beta, separation, steps, tol, same):
     flat = query.reshape(-1, query.shape[-1])
     out = retrieve(
         jnp.concatenate([flat, memory]), memory, beta=beta, separation=separation, steps=steps, tol=tol,

@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from physml.core.program import program
 from physml.core.types import Key, Scalar
 from physml.hopfield.memory.retrieve import retrieve
 from physml.hopfield.memory.separation import AbstractSeparation, separation as _separation
@@ -104,6 +105,7 @@ class Hopfield(eqx.Module):
     normalise_space: bool = eqx.field(static=True)
     connected: bool = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
+    widths: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -183,6 +185,7 @@ class Hopfield(eqx.Module):
         self.log_beta = jnp.log(jnp.asarray(betas, dtype)) if learn_beta else None
         self.fixed_beta = betas
         self.separation, self.heads, self.steps, self.tol = _separation(separation), heads, steps, tol
+        self.widths = tuple(sizes.values())
         self.normalise_space, self.connected, self.dropout = normalise_space, connected, dropout
 
     @property
@@ -202,6 +205,15 @@ class Hopfield(eqx.Module):
     ) -> Any:
         stored = state if stored is None else stored
         projection = stored if projection is None else projection
+        given = {"state": state, "stored": stored, "projection": projection}
+        for (name, x), width in zip(given.items(), self.widths, strict=True):
+            if jnp.ndim(x) != 2 or jnp.shape(x)[1] != width:
+                hint = "; a batch is jax.vmap(layer)" if jnp.ndim(x) > 2 else ""
+                raise ValueError(f"{name} must be (patterns, {width}) of one sample, got shape {jnp.shape(x)}{hint}")
+        return self._associate(state, stored, projection, mask, return_weights, key)
+
+    @program
+    def _associate(self, state, stored, projection, mask, return_weights, key):
         q = self.state.project(self.state.normed(state), self.heads)
         k = self.stored.project(self.stored.normed(stored), self.heads)
         u = self.projection.normed(projection)

@@ -8,30 +8,34 @@ for softmax; `physml.hopfield.separation` holds p and the energy of the others. 
 attention with the memories as keys and values.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from physml.core import check
 from physml.core._fixed_point import Damped, fixed_point
-from physml.core._status import Code, Status, status
-from physml.core.types import Scalar, is_traced, widest
-from physml.hopfield.memory.separation import AbstractStreamed, energy_constant, separation as _separation
+from physml.core._status import Checked, Code, Status, status
+from physml.core.program import program
+from physml.core.types import Scalar, widest
+from physml.hopfield.memory.separation import AbstractStreamed, Potential, energy_constant, separation as _separation
 from physml.hopfield.memory.streaming import associate
 
 MOST = 100  # steps with a tolerance, when none are given
 
 
-class Retrieval(eqx.Module):
+class Retrieval(Checked):
     """What `retrieve` returns; `...` are the axes of the queries.
 
     `x` (..., d): the state. `energy` (...): of x. `weights` (..., N): of the last association, x = weights @ memory,
     None if not asked for. `steps` (...): taken. `value` (..., v): weights @ values, where values were given.
     """
+
+    computation: ClassVar[str] = "retrieve"
+    counted: ClassVar[str] = "step"
 
     x: Array
     energy: Array
@@ -39,11 +43,6 @@ class Retrieval(eqx.Module):
     steps: Array
     status: Status
     value: Array | None = None
-
-    def check(self) -> "Retrieval":
-        """Raise `Failure` unless every query succeeded; return self otherwise."""
-        self.status.check("retrieve", lambda step: f"step {step}")
-        return self
 
 
 def retrieve(
@@ -89,8 +88,9 @@ def retrieve(
     query, memory, beta, mask = _prepare(query, memory, beta, mask, sep, chunk)
     if steps is None:
         steps = 1 if tol is None else MOST
-    if steps < 1:
-        raise ValueError(f"steps={steps}: expected at least 1")
+    steps = check.count(steps, "steps")
+    if tol is not None:
+        check.number(tol, "tol", least=0)
     if adjoint not in (None, "implicit", "unrolled") or (adjoint == "implicit" and tol is None):
         raise ValueError(f"adjoint={adjoint!r}: expected 'unrolled', or 'implicit' together with tol")
     if values is not None and (values.ndim != 2 or len(values) != len(memory)):
@@ -119,10 +119,10 @@ def energy(
     """
     sep = _separation(separation)
     x, memory, beta, mask = _prepare(x, memory, beta, mask, sep, chunk)
-    return _energy(sep, x, memory, jnp.broadcast_to(beta, x.shape[:-1]), mask, chunk)
+    return _energy_alone(sep, x, memory, beta, mask, chunk)
 
 
-@eqx.filter_jit
+@program
 def _retrieve(sep, query, memory, beta, mask, values, steps, tol, return_weights, chunk, adjoint):
     def associated(x, beta, mask, rows):
         """The rows weighted by x, and Phi."""
@@ -166,6 +166,11 @@ def _energy(sep, x, memory, beta, mask, chunk):
     return jnp.sum(x * x, -1) / 2 - phi / beta + energy_constant(sep, count, beta, radius)
 
 
+@program
+def _energy_alone(sep, x, memory, beta, mask, chunk):
+    return _energy(sep, x, memory, jnp.broadcast_to(beta, x.shape[:-1]), mask, chunk)
+
+
 def _repeat(advance, x, steps):
     if steps <= 1:
         return advance(x) if steps else x
@@ -198,10 +203,13 @@ def _prepare(query, memory, beta, mask, sep, chunk):
         raise ValueError(f"query {query.shape} and memory {memory.shape}: expected (..., d) and (N, d)")
     if len(memory) == 0:
         raise ValueError("memory is empty: expected at least one pattern; a mask hides patterns without removing them")
-    if not is_traced(beta) and not (np.asarray(beta) > 0).all():
-        raise ValueError(f"beta={beta}: expected a positive number; beta is an inverse temperature")
-    if chunk is not None and (chunk < 1 or not isinstance(sep, AbstractStreamed)):
-        raise ValueError(f"chunk={chunk} with {type(sep).__name__}: expected at least 1, and a named separation")
+    check.within(beta, "beta, an inverse temperature,", above=0)
+    if chunk is not None:
+        check.count(chunk, "chunk")
+        if not isinstance(sep, AbstractStreamed):
+            raise ValueError(f"chunk={chunk} with {type(sep).__name__}: expected a named separation")
+    if isinstance(sep, Potential):
+        sep.fits(len(memory))
     dtype = widest(query.dtype, memory.dtype)
     beta = jnp.asarray(beta, dtype)
     if beta.ndim and not _fits(beta.shape, query.shape[:-1]):

@@ -273,6 +273,12 @@ class Potential(AbstractSeparation):
 
     phi: Callable[[Array], Any]
 
+    def fits(self, count: int) -> None:
+        """A `ValueError` unless phi of `count` logits is one number."""
+        out = jax.eval_shape(self.phi, jax.ShapeDtypeStruct((count,), jnp.result_type(float)))
+        if getattr(out, "shape", None) != ():
+            raise ValueError(f"separation must map logits (N,) to one number, a potential; got {out}, as of weights")
+
     def _rows(self, function, z):
         return jnp.vectorize(function, signature="(n)->(n)" if function is not self.phi else "(n)->()")(z)
 

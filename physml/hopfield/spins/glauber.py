@@ -6,7 +6,8 @@ The p-body energies depend on the spins through the overlaps $M_\mu = \sum_i \xi
 out, $M' = M - \xi_i s_i$, the field is $h_i = \sum_\mu \xi_i^\mu g(M'_\mu)$, a polynomial of degree p - 1, exact for
 either way of writing the sums; a flip moves the K overlaps. So an update costs O(K) and memory is O(K + N) a replica.
 
-Replicas lie on the last axis and see the same site at the same time, each with noise of its own.
+Spins are (replicas, N). Replicas see the same site at the same time, each with noise of its own; inside a sweep they
+lie on the last axis, where the processor adds them up together.
 """
 
 import abc
@@ -16,17 +17,23 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from physml.core import check
 from physml.core.loops import march
 from physml.core.noise import check_key, uniform
-from physml.core.types import Key, Scalar, is_traced
+from physml.core.program import program
+from physml.core.types import Key, Scalar
 from physml.hopfield.spins.patterns import check_patterns
 
 
 class AbstractSpinEnergy(eqx.Module):
-    """An energy whose fields follow from a summary of the spins that is cheap to keep up to date."""
+    """An energy whose fields follow from a summary of the spins that is cheap to keep up to date.
+
+    The energy of spins takes replicas first; `summary`, `field` and `moved`, for the inside of a sweep, replicas last.
+    """
 
     @abc.abstractmethod
     def rows(self) -> Any:
@@ -34,7 +41,7 @@ class AbstractSpinEnergy(eqx.Module):
 
     @abc.abstractmethod
     def summary(self, spins: Array) -> Any:
-        """What a flip moves."""
+        """What a flip moves, from spins (N, R)."""
 
     @abc.abstractmethod
     def field(self, summary: Any, row: Any, spin: Array) -> Array:
@@ -46,7 +53,7 @@ class AbstractSpinEnergy(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, spins: Array) -> Array:
-        """E (R,) of spins (N, R)."""
+        """E (R,) of spins (R, N)."""
 
 
 class Pairwise(AbstractSpinEnergy):
@@ -59,8 +66,7 @@ class Pairwise(AbstractSpinEnergy):
     def __check_init__(self):
         if self.couplings.ndim != 2 or self.couplings.shape[0] != self.couplings.shape[1] or not self.couplings.size:
             raise ValueError(f"couplings must be a square matrix, got shape {self.couplings.shape}")
-        if not is_traced(self.couplings) and not bool(jnp.isfinite(self.couplings).all()):
-            raise ValueError("couplings contain NaN or infinite entries")
+        check.within(self.couplings, "couplings")
 
     def rows(self):
         return self.couplings, jnp.arange(self.couplings.shape[0], dtype=jnp.int32)
@@ -77,8 +83,8 @@ class Pairwise(AbstractSpinEnergy):
 
     def __call__(self, spins):
         diagonal = jnp.diag(self.couplings)
-        e = -0.5 * (jnp.sum(spins * (self.couplings @ spins), 0) - jnp.sum(diagonal))
-        return e if self.bias is None else e - self.bias @ spins
+        e = -0.5 * (jnp.sum(spins * (spins @ self.couplings.T), 1) - jnp.sum(diagonal))
+        return e if self.bias is None else e - spins @ self.bias
 
 
 class Dense(AbstractSpinEnergy):
@@ -96,11 +102,10 @@ class Dense(AbstractSpinEnergy):
 
     def __check_init__(self):
         check_patterns(self.patterns)
-        if not isinstance(self.p, int) or self.p < 2:
-            raise ValueError(f"p must be an integer >= 2, got {self.p!r}")
-        if self.convention not in ("distinct", "raw"):
-            raise ValueError(f"convention must be 'distinct' or 'raw', got {self.convention!r}")
-        signs = is_traced(self.patterns) or bool(jnp.all((self.patterns == 0) | (jnp.abs(self.patterns) == 1)))
+        check.count(self.p, "p", least=2)
+        check.choice(self.convention, "convention", ("distinct", "raw"))
+        entries = check.known(self.patterns)
+        signs = entries is None or np.isin(entries, (-1, 0, 1)).all()
         if self.convention == "distinct" and self.p > 3 and not signs:
             raise ValueError("distinct sums with p > 3 need entries -1, 0 or 1; use convention='raw' for real ones")
 
@@ -134,12 +139,12 @@ class Dense(AbstractSpinEnergy):
         return summary[0] + row[:, None] * change[None, :], summary[1]
 
     def __call__(self, spins):
-        total, squares = self.summary(spins)
+        total, squares = self.summary(spins.T)
         p, n = self.p, self.patterns.shape[1]
         if self.convention == "raw":
             return -self.strength * n / p * jnp.sum((total / n) ** p, 0)
         if p == 3:  # for real entries e_3 needs their cubes, whose signs are those of the spins
-            cubes = self.patterns**3 @ spins
+            cubes = self.patterns**3 @ spins.T
             e = (total**3 - 3 * total * squares[:, None] + 2 * cubes) / 6
         else:
             e = self._symmetric(p, total, squares[:, None])
@@ -147,7 +152,7 @@ class Dense(AbstractSpinEnergy):
 
 
 class GlauberRun(eqx.Module):
-    """The last `spins` (N, R), and what was observed after every `save_every`-th sweep, stacked on a leading axis."""
+    """The last `spins` (R, N), and what was observed after every `save_every`-th sweep, stacked on a leading axis."""
 
     spins: Array
     observed: Any
@@ -155,7 +160,7 @@ class GlauberRun(eqx.Module):
 
 def glauber(
     energy: AbstractSpinEnergy,
-    spins: Float[Array, "N R"],
+    spins: Float[Array, "R N"],
     sweeps: int,
     *,
     temperature: Scalar,
@@ -166,35 +171,42 @@ def glauber(
 ) -> GlauberRun:
     r"""`sweeps` times N updates of R replicas at `temperature` T >= 0.
 
-    **Arguments.** `spins`: $\pm1$, replicas last; the dtype of the run. `order`: the sites in a new random order every
-    sweep, in turn, or all at once. The first two leave $e^{-E/T}$ invariant; the third does not (pairwise: it has
-    Peretto's pseudo-Hamiltonian, and cycles of length 2 at T = 0). `observe`: spins (N, R) -> pytree, by default the
-    energy per spin; a new function compiles anew, so define it once or wrap its arrays, as in
-    `jax.tree_util.Partial(overlaps, patterns)`. At T = 0 a spin follows its field and keeps its value where that is 0.
+    **Arguments.**
+
+    - `spins` (R, N): $\pm1$, one row a replica; their dtype is that of the run.
+    - `sweeps`: of N updates each, at least 1. `save_every`: of them one is observed; it divides `sweeps`.
+    - `order`: the sites in a new random order every sweep, in turn, or all at once. The first two leave $e^{-E/T}$
+      invariant; the third does not (pairwise: it has Peretto's pseudo-Hamiltonian, and cycles of length 2 at T = 0).
+    - `observe`: spins (R, N) -> pytree, by default the energy per spin (R,). A new function compiles anew, so define it
+      once or wrap its arrays, as in `jax.tree_util.Partial(overlaps, patterns)`.
+
+    At T = 0 a spin follows its field and keeps its value where that is 0.
     **Cost.** N fields a sweep: O(K) each for `Dense`, O(N) for `Pairwise`. Noise is indexed by sweep, site and
     replica: a replica does not depend on how many run beside it.
     """
     check_key(key)
+    check.instance(energy, "energy", AbstractSpinEnergy, "Pairwise(couplings) or Dense(patterns)")
     if spins.ndim != 2:
-        raise ValueError(f"spins must have shape (N, replicas), got {spins.shape}")
-    size = energy.couplings.shape[0] if isinstance(energy, Pairwise) else getattr(energy, "patterns", spins.T).shape[-1]
-    if size != spins.shape[0]:
-        raise ValueError(f"the energy has {size} spins, the state {spins.shape[0]}: replicas go on the last axis")
-    if order not in ("random", "typewriter", "parallel"):
-        raise ValueError(f"order must be 'random', 'typewriter' or 'parallel', got {order!r}")
-    if not is_traced(temperature) and not 0 <= float(temperature) < math.inf:
-        raise ValueError(f"temperature must be a finite number >= 0, got {temperature}")
-    if sweeps < 1 or save_every < 1 or sweeps % save_every:
-        raise ValueError(f"save_every must divide sweeps >= 1, got {save_every} and {sweeps}")
-    return _run(energy, spins, sweeps, jnp.asarray(temperature, spins.dtype), key, order, save_every, observe)
+        raise ValueError(f"spins must have shape (replicas, N), got {spins.shape}")
+    size = energy.couplings.shape[0] if isinstance(energy, Pairwise) else getattr(energy, "patterns", spins).shape[-1]
+    if size != spins.shape[1]:
+        raise ValueError(f"the energy has {size} spins, the state {spins.shape[1]}: replicas go on the first axis")
+    check.choice(order, "order", ("random", "typewriter", "parallel"))
+    check.number(temperature, "temperature", least=0)
+    sweeps = check.count(sweeps, "sweeps")
+    save_every = check.count(save_every, "save_every", divides=sweeps)
+    if observe is not None:
+        check.function(observe, "observe", "of spins (replicas, N)")
+    return _run(energy, spins, sweeps, temperature, key, order, save_every, observe)
 
 
 TILE = 64  # replicas at a time on a CPU
 
 
-@eqx.filter_jit
+@program
 def _run(energy, spins, sweeps, temperature, key, order, save_every, observe):
-    n, replicas = spins.shape
+    replicas, n = spins.shape
+    temperature = jnp.asarray(temperature, spins.dtype)
     lanes = jnp.arange(replicas, dtype=jnp.uint32)
     noise_key, site_key = jax.random.split(key)
     rows = energy.rows()
@@ -243,6 +255,8 @@ def _run(energy, spins, sweeps, temperature, key, order, save_every, observe):
         return new if order == "typewriter" else new[jnp.argsort(site)]
 
     if observe is None:
-        observe = lambda s: energy(s) / n
+        observe = lambda spins: energy(spins) / n
     sweep = at_once if order == "parallel" else one_by_one
-    return GlauberRun(*march(sweep, spins, sweeps, draw=draw, save_every=save_every, observe=observe))
+    watch = lambda s: observe(s.T)
+    last, observed = march(sweep, spins.T, sweeps, draw=draw, save_every=save_every, observe=watch)
+    return GlauberRun(last.T, observed)

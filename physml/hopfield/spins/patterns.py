@@ -5,9 +5,12 @@ Patterns are (K, N) arrays with entries of either sign, 0 where a diluted patter
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from physml.core.types import Key, Scalar, is_traced
+from physml.core import check
+from physml.core.noise import check_key
+from physml.core.types import Key, Scalar
 
 Patterns = Float[Array, "K N"]
 
@@ -16,12 +19,15 @@ def check_patterns(patterns: Array) -> None:
     """A `ValueError` unless `patterns` is (K, N), K and N at least 1, and finite where its values are known."""
     if patterns.ndim != 2 or 0 in patterns.shape:
         raise ValueError(f"patterns must have shape (K, N) with K, N >= 1, got {patterns.shape}")
-    if not is_traced(patterns) and not bool(jnp.isfinite(patterns).all()):
+    entries = check.known(patterns)
+    if entries is not None and not np.isfinite(entries).all():
         raise ValueError("patterns contain NaN or infinite entries: clean them before they are stored")
 
 
 def random_patterns(k: int, n: int, *, key: Key) -> Patterns:
     r"""K independent patterns of N fair signs."""
+    check_key(key)
+    k, n = check.count(k, "k"), check.count(n, "n")
     return jax.random.rademacher(key, (k, n), jnp.result_type(float))
 
 
@@ -49,8 +55,9 @@ def pseudo_inverse(patterns: Patterns, *, diagonal: bool = False) -> Float[Array
 def examples(patterns: Patterns, count: int, *, quality: Scalar, key: Key) -> Float[Array, "M K N"]:
     r"""`count` noisy copies $\eta = \xi\chi$ with independent signs $\langle\chi\rangle$ = `quality` in (0, 1]."""
     check_patterns(patterns)
-    if count < 1 or (not is_traced(quality) and not 0 < float(quality) <= 1):
-        raise ValueError(f"count >= 1 and quality in (0, 1] are needed, got {count} and {quality}")
+    check_key(key)
+    count = check.count(count, "count")
+    check.number(quality, "quality", above=0, most=1)
     keep = jax.random.uniform(key, (count, *patterns.shape), patterns.dtype) < (1 + quality) / 2
     return jnp.where(keep, patterns, -patterns)
 
@@ -58,11 +65,13 @@ def examples(patterns: Patterns, count: int, *, quality: Scalar, key: Key) -> Fl
 def dilute(patterns: Patterns, blank: Scalar, *, key: Key) -> Patterns:
     r"""Every entry is 0 with probability `blank`, d in [0, 1)."""
     check_patterns(patterns)
-    if not is_traced(blank) and not 0 <= float(blank) < 1:
-        raise ValueError(f"blank must lie in [0, 1), got {blank}")
+    check_key(key)
+    check.number(blank, "blank", least=0, below=1)
     return jnp.where(jax.random.uniform(key, patterns.shape, patterns.dtype) < blank, 0.0, patterns)
 
 
-def overlaps(patterns: Patterns, spins: Float[Array, "N *R"]) -> Float[Array, "K *R"]:
-    r"""$m_\mu = \frac1N\sum_i\xi_i^\mu s_i$; replicas on the last axis."""
-    return patterns @ spins / patterns.shape[1]
+def overlaps(patterns: Patterns, spins: Float[Array, "*R N"]) -> Float[Array, "*R K"]:
+    r"""$m_\mu = \frac1N\sum_i\xi_i^\mu s_i$ of spins (..., N), for every pattern: (..., K)."""
+    if spins.shape[-1:] != patterns.shape[1:]:
+        raise ValueError(f"spins {spins.shape}: expected (..., {patterns.shape[1]}), one for each entry of a pattern")
+    return spins @ patterns.T / patterns.shape[1]

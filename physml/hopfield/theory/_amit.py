@@ -20,7 +20,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from physml.core.float64 import in_float64
+from physml.core.float64 import float64_program
 from physml.core.types import Scalar
 from physml.hopfield.theory.replica import Memory, Order, Phase as Phase, check_state, line, solve
 
@@ -47,14 +47,7 @@ def amit(alpha: Scalar, temperature: Scalar, *, start: Literal["retrieval", "gla
 
     **Example.** `amit(0.1, 0.2).m` is 0.98909.
     """
-    if start not in ("retrieval", "glass"):
-        raise ValueError(f"start must be 'retrieval' or 'glass', got {start!r}")
     check_state(alpha, temperature, "alpha")
-    return _amit(alpha, temperature, start)
-
-
-@in_float64
-def _amit(alpha, temperature, start):
     return solve(Memory(2), alpha, temperature, start)
 
 
@@ -66,10 +59,10 @@ def amit_lines(alpha: Scalar) -> Lines:
     not exist: $T_M$ above .1382, $T_c$ above .052, $T_R$ below .055, where it is under $10^{-5}$ and not resolved.
     """
     check_state(alpha, 0.0, "alpha")
-    return _amit_lines(alpha)
-
-
-@in_float64
-def _amit_lines(alpha):
     at = lambda kind: line(Memory(2), kind, "load", alpha)[0]
-    return Lines(1 + jnp.sqrt(jnp.asarray(alpha, float)), at("fold"), at("coexistence"), at("stability"))
+    return Lines(_glass(alpha), at("fold"), at("coexistence"), at("stability"))
+
+
+@float64_program
+def _glass(alpha):
+    return 1 + jnp.sqrt(alpha)

@@ -23,7 +23,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from physml.core.float64 import in_float64
+from physml.core import check
 from physml.core.types import Scalar
 from physml.hopfield.theory.replica import Convention, Memory, Order, check_order, check_state, line, solve
 
@@ -43,14 +43,7 @@ def dense(
     **Returns** an `Order`; where retrieval does not exist, the state with m = 0. **Derivatives** are implicit.
     """
     check_order(p, convention)
-    if start not in ("retrieval", "glass"):
-        raise ValueError(f"start must be 'retrieval' or 'glass', got {start!r}")
     check_state(load, temperature, "load")
-    return _dense(p, load, temperature, convention, start)
-
-
-@in_float64
-def _dense(p, load, temperature, convention, start):
     return solve(Memory(p, convention), load, temperature, start)
 
 
@@ -73,14 +66,8 @@ def transition(
     """The load at which, at this temperature, retrieval ends (`fold`), ceases to be the lowest state (`coexistence`) or
     starts to break replica symmetry (`stability`). NaN where it does none of this."""
     check_order(p, convention)
-    if kind not in ("fold", "coexistence", "stability"):
-        raise ValueError(f"kind must be 'fold', 'coexistence' or 'stability', got {kind!r}")
+    check.choice(kind, "kind", ("fold", "coexistence", "stability"))
     check_state(0.0, temperature, "load")
-    return _transition(p, temperature, kind, convention)
-
-
-@in_float64
-def _transition(p, temperature, kind, convention):
     return line(Memory(p, convention), kind, "temperature", temperature)[1]
 
 

@@ -19,36 +19,33 @@ when K/N vanishes, and $T_c$ is 1 - d for both.
 """
 
 import itertools
-from typing import Literal
+from typing import ClassVar, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from physml.core._status import Status
-from physml.core.float64 import in_float64
+from physml.core import check
+from physml.core._status import Checked, Status
+from physml.core.float64 import float64_program
 from physml.core.roots import descend, newton
-from physml.core.types import Scalar, is_traced
+from physml.core.types import Scalar
 from physml.hopfield.theory.replica import check_state
 from physml.hopfield.theory.site import site
 
 
-class TaskOrder(eqx.Module):
+class TaskOrder(Checked):
     """`m` (K,) overlaps with the patterns, `n` (K,) with the mean examples, `free_energy`, `stability`: the state is a
     local minimum where it is below 1 (a diagnostic: it has no derivative); `status`."""
+
+    computation: ClassVar[str] = "multitasking"
 
     m: Array
     n: Array
     free_energy: Array
     stability: Array
     status: Status
-
-    def check(self) -> "TaskOrder":
-        """Raise `Failure` unless the equations were solved; return self otherwise."""
-        self.status.check("multitasking")
-        return self
 
 
 def multitasking(
@@ -67,25 +64,16 @@ def multitasking(
 
     **Example.** `multitasking(3, 0.4, 0.02).m` is (.600, .240, .096).
     """
-    if not isinstance(k, int) or not 1 <= k <= 7:
-        raise ValueError(f"k must be an integer from 1 to 7, got {k!r}")
-    if not is_traced(blank) and not 0 <= float(blank) < 1:
-        raise ValueError(f"blank must lie in [0, 1), got {blank}")
+    k = check.count(k, "k", most=7)
+    check.number(blank, "blank", least=0, below=1)
     check_state(rho, temperature, "rho")
-    if start not in ("hierarchical", "parallel"):
-        raise ValueError(f"start must be 'hierarchical' or 'parallel', got {start!r}")
-    return _multitasking(k, blank, temperature, rho, start)
+    check.choice(start, "start", ("hierarchical", "parallel"))
+    return _multitasking(k, blank, temperature, rho, np.asarray(start == "hierarchical"))
 
 
-@in_float64
-def _multitasking(k, blank, temperature, rho, start):
-    d = jnp.asarray(blank, float)
-    first = (1 - d) * d ** np.arange(float(k)) if start == "hierarchical" else jnp.full(k, (1 - d) / k**0.5)
-    return _solve(k, d, jnp.asarray(temperature, float), jnp.asarray(rho, float), first)
-
-
-@eqx.filter_jit
-def _solve(k, d, t, rho, first):
+@float64_program(static=("k",))
+def _multitasking(k, d, t, rho, ordered):
+    first = (1 - d) * jnp.where(ordered, d ** np.arange(float(k)), 1 / k**0.5)
     xi = jnp.asarray(list(itertools.product([-1.0, 0.0, 1.0], repeat=k)))
     blanks = jnp.sum((xi == 0).astype(d.dtype), 1)
     weight = d**blanks * (0.5 * (1 - d)) ** (k - blanks)

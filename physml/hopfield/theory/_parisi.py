@@ -15,17 +15,17 @@ largest overlap, so reverse-mode differentiation is the forward equation.
 import functools
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from physml.core import check
 from physml.core._status import Code, status
-from physml.core.float64 import in_float64
+from physml.core.float64 import float64_program
 from physml.core.special import log_2cosh
 from physml.core.types import Scalar
-from physml.hopfield.theory.spin_glass import SpinGlassOrder, SpinGlassPhase, check_number
+from physml.hopfield.theory.spin_glass import SpinGlassOrder, SpinGlassPhase
 
 REACH, POINTS = 8.0, 257  # the grid of cavity fields, in units of the root of the largest overlap
 HIGHEST = 0.9995  # above, the overlap 1 - T is nothing to the grid
@@ -44,10 +44,8 @@ def parisi(temperature: Scalar, *, levels: int = 16) -> SpinGlassOrder:
 
     **Example.** `parisi(0.05).energy` is -.76315; at T = 0 it is -.76317.
     """
-    check_number(temperature, LOWEST, "temperature")
-    if not isinstance(levels, int) or levels < 1:
-        raise ValueError(f"levels must be an integer >= 1, got {levels!r}")
-    return _parisi(temperature, levels)
+    check.number(temperature, "temperature", least=LOWEST)
+    return _parisi(temperature, check.count(levels, "levels"))
 
 
 @functools.lru_cache(maxsize=8)
@@ -133,13 +131,8 @@ def _start(beta, levels):
     return jnp.append(jnp.full(levels, jnp.log(largest / levels / (1 - largest))), jnp.log(q / (1 - q)))
 
 
-@in_float64
-def _parisi(temperature, levels):
-    return _solve(jnp.asarray(temperature, float), levels)
-
-
-@eqx.filter_jit
-def _solve(t, levels):
+@float64_program(static=("levels",))
+def _parisi(t, levels):
     frozen = t < HIGHEST
     beta = 1 / jnp.where(frozen, t, HIGHEST)
     start = _start(lax.stop_gradient(beta), levels)

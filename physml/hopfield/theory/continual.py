@@ -24,25 +24,28 @@ learning (2023).
 """
 
 import math
+from typing import ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from physml.core._status import Code, Status, status
-from physml.core.float64 import in_float64
+from physml.core import check
+from physml.core._status import Checked, Code, Status, status
+from physml.core.float64 import float64_program
 from physml.core.roots import bisect, descend, newton
-from physml.core.types import Scalar, is_traced
-from physml.hopfield.theory.perceptron import check_load, output, solve_student
+from physml.core.types import Scalar
+from physml.hopfield.theory.perceptron import output, solve_student
 from physml.hopfield.theory.site import site
 
 
-class TwoTaskOrder(eqx.Module):
+class TwoTaskOrder(Checked):
     """Overlaps of the student: `q` with another, `r1`, `r2` with the teachers, `p` with the reference, whose overlap
     with its own teacher is `reference`; `field` hat p, `entropy` s(p) per weight, `error1`, `error2` of generalisation;
     replica symmetry is stable where `stability` < 1; `status`."""
+
+    computation: ClassVar[str] = "two_tasks"
 
     q: Array
     r1: Array
@@ -55,11 +58,6 @@ class TwoTaskOrder(eqx.Module):
     error2: Array
     stability: Array
     status: Status
-
-    def check(self) -> "TwoTaskOrder":
-        """Raise `Failure` unless the equations were solved; return self otherwise."""
-        self.status.check("two_tasks")
-        return self
 
 
 def two_tasks(
@@ -79,30 +77,16 @@ def two_tasks(
     differentiated. **Cost.** Some hundred to thousand averages over 321 nodes.
     **Errors.** Status `unphysical` where a constraint drives q to 1: no solutions are left there.
     """
-    check_load(alpha1, "alpha1")
-    check_load(alpha2, "alpha2")
-    check_similarity(similarity)
+    check.number(alpha1, "alpha1", least=0)
+    check.number(alpha2, "alpha2", least=0)
+    check.number(similarity, "similarity", least=-1, most=1)
     if (field is None) == (overlap is None):
         raise ValueError(f"give either field or overlap, got field={field}, overlap={overlap}")
-    if overlap is not None and not is_traced(overlap) and not -1 < float(overlap) < 1:
-        raise ValueError(f"overlap must lie in (-1, 1), got {overlap}")
-    if field is not None and not is_traced(field) and not math.isfinite(float(field)):
-        raise ValueError(f"field must be finite, got {field}")
-    return _two_tasks(alpha1, alpha2, similarity, field if overlap is None else overlap, overlap is not None)
-
-
-def check_similarity(similarity: Scalar) -> None:
-    """Raise a `ValueError` unless a known similarity lies in [-1, 1]."""
-    if not is_traced(similarity) and not -1 <= float(similarity) <= 1:
-        raise ValueError(f"similarity must lie in [-1, 1], got {similarity}")
-
-
-@in_float64
-def _two_tasks(alpha1, alpha2, similarity, value, held):
-    alpha1, alpha2, r0, value = (jnp.asarray(v, float) for v in (alpha1, alpha2, similarity, value))
-    reference = solve_student(alpha1, "typical").r
-    # Without examples, or without a mean, the fields' spread q - r^2 vanishes, and their averages need it.
-    return _solve(reference, jnp.maximum(alpha2, 1e-11), r0, value, held)
+    if overlap is not None:
+        check.number(overlap, "overlap", above=-1, below=1)
+        return _two_tasks(alpha1, alpha2, similarity, overlap, True)
+    check.number(field, "field")
+    return _two_tasks(alpha1, alpha2, similarity, field, False)
 
 
 SIGNS = (1.0, -1.0)
@@ -143,8 +127,11 @@ def _start(omega, alpha, value, held):
     return jnp.stack([x, h, pull(x, h)])
 
 
-@eqx.filter_jit
-def _solve(reference, alpha, r0, value, held):
+@float64_program(static=("held",))
+def _two_tasks(alpha1, alpha2, r0, value, held):
+    reference = solve_student(alpha1, "typical").r
+    # Without examples, or without a mean, the fields' spread q - r^2 vanishes, and their averages need it.
+    alpha = jnp.maximum(alpha2, 1e-11)
     omega, signs = r0 * reference, jnp.asarray(SIGNS)
     share, sites, update = _equations(omega, alpha)
 

@@ -22,36 +22,33 @@ $1 + \sqrt\rho z$ becomes $c = (2k - M)/(Mr)$, and $\rho\chi s$ becomes the aver
 picture of supervised and of unsupervised learning, Physica A (2023).
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from physml.core._status import Status
-from physml.core.float64 import in_float64
+from physml.core import check
+from physml.core._status import Checked, Status
+from physml.core.float64 import float64_program
 from physml.core.roots import descend, newton
-from physml.core.types import Scalar, is_traced
+from physml.core.types import Scalar
 from physml.hopfield.theory.replica import check_order, check_state
 from physml.hopfield.theory.site import site
 
 
-class DataSetOrder(eqx.Module):
+class DataSetOrder(Checked):
     r"""`m` overlap with the pattern, which the network never saw; `n` with the mean example (supervised) or $\nu$ with
     one example (unsupervised), scaled to be m where rho = 0; `q`, `noise` variance of the field, `status`."""
+
+    computation: ClassVar[str] = "data sets"
 
     m: Array
     n: Array
     q: Array
     noise: Array
     status: Status
-
-    def check(self) -> "DataSetOrder":
-        """Raise `Failure` unless the equations were solved; return self otherwise."""
-        self.status.check("data sets")
-        return self
 
 
 def entropy(quality: Any, count: Any, power: int = 1) -> Any:
@@ -80,25 +77,16 @@ def data_set(
     if p < 3:
         raise ValueError(f"p must be at least 3, got {p}: with two spins the noise responds, see amit")
     check_state(load, temperature, "load")
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"count must be an integer >= 1, got {count!r}")
-    if not is_traced(quality) and not 0 < float(quality) <= 1:
-        raise ValueError(f"quality must lie in (0, 1], got {quality}")
-    if learning not in ("supervised", "unsupervised") or law not in ("gaussian", "binomial"):
-        raise ValueError(f"learning: supervised or unsupervised; law: gaussian or binomial; got {learning}, {law}")
-    return _data_set(p, load, temperature, quality, count, learning == "supervised", law == "binomial")
+    count = check.count(count, "count")
+    check.number(quality, "quality", above=0, most=1)
+    check.choice(learning, "learning", ("supervised", "unsupervised"))
+    check.choice(law, "law", ("gaussian", "binomial"))
+    terms = count if law == "binomial" else None
+    return _data_set(p, load, temperature, quality, float(count), learning == "supervised", terms)
 
 
-@in_float64
-def _data_set(p, load, temperature, quality, count, supervised, binomial):
-    load, temperature, quality = (jnp.asarray(v, float) for v in (load, temperature, quality))
-    if binomial:
-        return _solve(p, load, temperature, quality, count, supervised, count)
-    return _solve(p, load, temperature, quality, jnp.asarray(float(count)), supervised, None)
-
-
-@eqx.filter_jit
-def _solve(p, load, t, quality, count, supervised, terms):
+@float64_program(static=("p", "supervised", "terms"))
+def _data_set(p, load, t, quality, count, supervised, terms):
     rho = entropy(quality, count)
     own = 0.0 if supervised else entropy(quality, count, p)
 

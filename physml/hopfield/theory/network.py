@@ -64,7 +64,7 @@ class MemoryNetwork(eqx.Module):
             raise ValueError("the number of patterns is a shape: load must be a number of Python's in finite_n")
         count = max(1, round(float(load) * n ** (self.p - 1) / math.factorial(self.p - 1)))
         patterns = random_patterns(count, n, key=pattern_key)
-        start = patterns[jnp.arange(self.replicas) % len(patterns)].T
+        start = patterns[jnp.arange(self.replicas) % len(patterns)]
         own = jax.tree_util.Partial(_own_overlap, start)
         memory = Dense(patterns, self.p)
         out = glauber(memory, start, self.sweeps, temperature=self.temperature, key=run_key, observe=own)
@@ -73,4 +73,4 @@ class MemoryNetwork(eqx.Module):
 
 def _own_overlap(start, spins):
     """Overlap of each replica with the pattern it started from."""
-    return jnp.mean(start * spins, 0)
+    return jnp.mean(start * spins, 1)

@@ -20,15 +20,17 @@ $(p-1)\frac{x}{q_1}\langle\mathrm{sech}^4\rangle = 1$. All scale as the root of 
 in dense neural networks (2022).
 """
 
-import equinox as eqx
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
-from physml.core._status import Code, Status, status
-from physml.core.float64 import in_float64
+from physml.core import check
+from physml.core._status import Checked, Code, Status, status
+from physml.core.float64 import float64_program
 from physml.core.quadrature import gauss_hermite
 from physml.core.roots import bisect, newton
 from physml.core.special import log_2cosh, tanh_family
@@ -39,9 +41,11 @@ from physml.hopfield.theory.site import site
 NODES = 601
 
 
-class GlassLines(eqx.Module):
+class GlassLines(Checked):
     """`static` T_K, `dynamic` T_d, `gardner` T_G, and the ground-state energy per spin `energy`, of the glass without
     pattern at one load."""
+
+    computation: ClassVar[str] = "glass_lines"
 
     static: Array
     dynamic: Array
@@ -59,12 +63,12 @@ def free_energy_one_step(
     return _free(p, load, temperature, m, q0, q1, theta, nodes)
 
 
-@in_float64
+@float64_program(static=("p", "nodes"))
 def _free(p, a, t, m, q0, q1, theta, nodes):
-    a, t, m, q0, q1, theta = (jnp.asarray(v, float) for v in (a, t, m, q0, q1, theta))
     z, w = gauss_hermite(nodes, jnp.float64)
     outer = jnp.sqrt(a * q0 ** (p - 1) + 1e-20)
-    inner = jnp.sqrt(a * (q1 ** (p - 1) - q0 ** (p - 1)) + 1e-20)
+    # A fused difference of equal powers may come out as minus its rounding.
+    inner = jnp.sqrt(a * (q1 ** (p - 1) - q0 ** (p - 1)) + 1e-15 * (1 + a))
     h = (m ** (p - 1) + outer * z[:, None] + inner * z[None, :]) / t
     cluster = w @ logsumexp(theta * log_2cosh(h), axis=1, b=jnp.broadcast_to(w[None, :], h.shape)) / theta
     square = 1 + (p - 1) * ((1 - theta) * q1**p + theta * q0**p) - p * q1 ** (p - 1)
@@ -104,17 +108,15 @@ def glass_lines(p: int, load: Scalar | None = None) -> GlassLines:
     if p < 3:
         raise ValueError(f"p must be at least 3, got {p}: the glass of p = 2 breaks replica symmetry continuously")
     load = p / 2 if load is None else load
-    if not is_traced(load) and not float(load) > 0:
-        raise ValueError(f"load must be positive, got {load}")
+    check.number(load, "load", above=0)
     return _glass_lines(p, load)
 
 
-@in_float64
+@float64_program(static=("p",))
 def _glass_lines(p, load):
-    return _lines(p, jnp.asarray(load, float))
+    return _lines(p, load)
 
 
-@eqx.filter_jit
 def _lines(p, load):
     one = jnp.ones(())
     temperature = lambda x, theta: jnp.sqrt(load * _cluster(x, theta)[0] ** (p - 1) / x)
@@ -160,18 +162,16 @@ def _lines(p, load):
 
 def ground_state_load(p: int) -> Array:
     """The load above which, at T = 0, the glass of one-step replica symmetry breaking lies below the patterns; the
-    critical load where retrieval ends before that, as for p = 3."""
-    if glass_lines(p).status.code > Code.precision_limited:
-        raise ValueError(f"the lines of the glass with p = {p} were not found")
-    return _ground_state_load(p)
+    critical load where retrieval ends before that, as for p = 3.
+
+    **Errors.** `Failure` where the lines of the glass are not found; inside jit NaN."""
+    lines = glass_lines(p)
+    if not is_traced(lines):
+        lines.check()
+    return _ground(p, jnp.where(lines.status.ok, lines.energy, jnp.nan))
 
 
-@in_float64
-def _ground_state_load(p):
-    return _ground(p, _lines(p, jnp.asarray(p / 2)).energy)
-
-
-@eqx.filter_jit
+@float64_program(static=("p",))
 def _ground(p, unit):
     """At T = 0 the retrieval branch is explicit in y = h / sqrt(V): bisection along it, from strong signals down."""
     memory, zero = Memory(p), jnp.zeros(())

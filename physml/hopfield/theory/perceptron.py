@@ -21,7 +21,7 @@ generalisation; the teacher itself, r = 1 and s = 0, solves the equations at eve
 
 import functools
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -30,18 +30,21 @@ from jax import lax
 from jax.scipy.special import ndtr
 from jaxtyping import Array
 
-from physml.core._status import Code, Status, status
-from physml.core.float64 import in_float64
+from physml.core import check
+from physml.core._status import Checked, Code, Status, status
+from physml.core.float64 import float64_program
 from physml.core.roots import bisect, descend, newton
 from physml.core.special import normal_tail
-from physml.core.types import Scalar, is_traced
+from physml.core.types import Scalar
 from physml.hopfield.theory.site import nodes, site
 
 LARGEST = 60.0  # hat q up to which branches are followed: 1 - r is 1e-13 there
 
 
-class StudentOrder(eqx.Module):
+class StudentOrder(Checked):
     """`r` overlap with the teacher, `field` hat q, `entropy` per weight, `error` of generalisation arccos(r) / pi."""
+
+    computation: ClassVar[str] = "teacher_student"
 
     r: Array
     field: Array
@@ -49,15 +52,12 @@ class StudentOrder(eqx.Module):
     error: Array
     status: Status
 
-    def check(self) -> "StudentOrder":
-        """Raise `Failure` unless the branch exists at this load; return self otherwise."""
-        self.status.check("teacher_student")
-        return self
 
-
-class PlantedEntropy(eqx.Module):
+class PlantedEntropy(Checked):
     """`entropy` s(r) per weight of the solutions at overlap r with the teacher, `q` the overlap between two of them,
     `slope` ds/dr."""
+
+    computation: ClassVar[str] = "planted_entropy"
 
     entropy: Array
     q: Array
@@ -116,25 +116,18 @@ def teacher_student(
     to 1.2447, then perfect. **Returns** a `StudentOrder`; status `unphysical` and NaN where the branch has ended.
     **Cost.** Some hundred averages over 321 nodes.
     """
-    check_load(alpha)
-    if branch not in ("typical", "poor", "unstable", "perfect"):
-        raise ValueError(f"branch must be 'typical', 'poor', 'unstable' or 'perfect', got {branch!r}")
+    check.number(alpha, "alpha", least=0)
+    check.choice(branch, "branch", ("typical", "poor", "unstable", "perfect"))
     return _teacher_student(alpha, branch)
 
 
-def check_load(alpha: Scalar, name: str = "alpha") -> None:
-    """Raise a `ValueError` unless a known load is a finite number, at least 0."""
-    if not is_traced(alpha) and not 0 <= float(alpha) < math.inf:
-        raise ValueError(f"{name} must be a finite number >= 0, got {alpha}")
-
-
-@in_float64
+@float64_program
 def _teacher_student(alpha, branch):
-    return solve_student(jnp.asarray(alpha, float), branch)
+    return solve_student(alpha, branch)
 
 
 def solve_student(alpha: Array, branch: str) -> StudentOrder:
-    """`teacher_student` for float64 scalars."""
+    """`teacher_student` in float64, part of a program."""
     if branch == "perfect":
         zero, one = jnp.zeros(()), jnp.ones(())
         return StudentOrder(one, jnp.full((), jnp.inf), zero, zero, status(Code.ok))
@@ -142,7 +135,6 @@ def solve_student(alpha: Array, branch: str) -> StudentOrder:
     return _student(alpha, end, jnp.asarray(branch == "typical"))
 
 
-@eqx.filter_jit
 def _student(alpha, end, typical):
     turn = _turn()
     goal = jnp.maximum(alpha, 1e-13)  # without examples the equations hold at hat q = 0, the end of a logarithm
@@ -166,13 +158,8 @@ def student_transitions() -> tuple[Array, Array]:
     return _student_transitions()
 
 
-@in_float64
+@float64_program
 def _student_transitions():
-    return _transitions()
-
-
-@eqx.filter_jit
-def _transitions():
     turn = _turn()
     first = bisect(lambda v: _point(v)[3], jnp.full((), -2.0), turn)
     return _point(first)[2], _point(turn)[2]
@@ -183,13 +170,8 @@ def random_label_capacity() -> Array:
     return _random_label_capacity()
 
 
-@in_float64
+@float64_program
 def _random_label_capacity():
-    return _capacity()
-
-
-@eqx.filter_jit
-def _capacity():
     def at(v):
         # Without a teacher r = hat r = 0, and E holds the average over labels.
         x = jnp.exp(v)
@@ -208,20 +190,15 @@ def planted_entropy(alpha: Scalar, r: Scalar) -> PlantedEntropy:
     **Returns** a `PlantedEntropy`; status `not_converged` where q runs to 1, far on the side of the opposite teacher.
     **Cost.** A few thousand averages over 321 nodes.
     """
-    check_load(alpha)
-    if not is_traced(r) and not -1 < float(r) < 1:
-        raise ValueError(f"r must lie in (-1, 1), got {r}")
+    check.number(alpha, "alpha", least=0)
+    check.number(r, "r", above=-1, below=1)
     return _planted_entropy(alpha, r)
 
 
-@in_float64
+@float64_program
 def _planted_entropy(alpha, r):
     # Without examples the fields' spread q - r^2 vanishes, and their averages need it.
-    return _planted(jnp.maximum(jnp.asarray(alpha, float), 1e-11), jnp.asarray(r, float))
-
-
-@eqx.filter_jit
-def _planted(alpha, r):
+    alpha = jnp.maximum(alpha, 1e-11)
     one, fixed, held = jnp.ones(()), *lax.stop_gradient((alpha, r))
 
     def inner(x):

@@ -13,7 +13,7 @@ equations in two unknowns. Retrieval ends where det(1 - d update) vanishes.
 
 import math
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -22,9 +22,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from physml.core._status import Code, Status, status
+from physml.core import check
+from physml.core._status import Checked, Code, Status, status
+from physml.core.float64 import float64_program
 from physml.core.roots import bisect, descend, newton
-from physml.core.types import is_traced
 from physml.hopfield.theory.site import COLDEST, Site, site
 
 Convention = Literal["distinct", "raw"]
@@ -48,10 +49,8 @@ def noise_series(p: int, convention: str) -> tuple[tuple[int, float], ...]:
 
 def check_order(p: int, convention: str) -> None:
     """Raise a `ValueError` unless p and the convention exist."""
-    if not isinstance(p, int) or p < 2:
-        raise ValueError(f"p must be an integer >= 2, the number of spins in an interaction; got {p!r}")
-    if convention not in ("distinct", "raw"):
-        raise ValueError(f"convention must be 'distinct' or 'raw', got {convention!r}")
+    check.count(p, "p", least=2)
+    check.choice(convention, "convention", ("distinct", "raw"))
 
 
 class Memory(eqx.Module):
@@ -213,13 +212,16 @@ class Memory(eqx.Module):
         return temperature, load, state
 
 
-class Order(eqx.Module):
+class Order(Checked):
     r"""Order parameters of one state, scalars.
 
     `m` overlap with the pattern, `q` that of two replicas, `chi` $= \beta(1 - q)$, `noise` the variance V of the field,
     `r` $= V/\alpha$ (1 at load 0), `free_energy` per spin, `stability`: replica symmetry is stable below 1; `phase`: a
     `Phase`; `status`.
     """
+
+    computation: ClassVar[str] = "replica theory"
+    counted: ClassVar[str] = "iteration"
 
     m: Array
     q: Array
@@ -230,11 +232,6 @@ class Order(eqx.Module):
     stability: Array
     phase: Array
     status: Status
-
-    def check(self) -> "Order":
-        """Raise `Failure` unless the equations were solved; return self otherwise."""
-        self.status.check("replica theory", lambda step: f"iteration {step}")
-        return self
 
 
 class Phase(IntEnum):
@@ -248,16 +245,15 @@ class Phase(IntEnum):
 
 def solve(memory: Memory, load: Any, temperature: Any, start: str) -> Order:
     """The branch `start` of a memory at one load and temperature."""
+    check.choice(start, "start", ("retrieval", "glass"))
     # One compiled program for both branches.
-    branch = jnp.asarray(("retrieval", "glass").index(start), jnp.int32)
-    return _solve(memory, jnp.asarray(load, float), jnp.asarray(temperature, float), branch)
+    return _solve(memory, load, temperature, np.asarray(start == "glass"))
 
 
-@eqx.filter_jit
-def _solve(memory, load, temperature, i):
+@float64_program
+def _solve(memory, load, temperature, glass):
     both, state = memory.order(load, temperature)
-    # Not v[i]: outside float64 its transpose would write into an array of the wrong dtype.
-    pick = lambda v: jnp.where(i == 0, v[0], v[1])
+    pick = lambda v: v[glass.astype(jnp.int32)]
     m, q, chi, noise, own, stability = (pick(v) for v in both)
     f = both[4]
     remembers = jnp.abs(m) > 1e-5
@@ -270,26 +266,25 @@ def _solve(memory, load, temperature, i):
 
 def line(memory: Memory, kind: str, given: str, value: Any) -> tuple[Array, Array, Status]:
     """(T, load) of the line `kind`: fold, stability or coexistence, at this temperature or load."""
-    integer = lambda names, name: jnp.asarray(names.index(name), jnp.int32)
-    entry, value = integer(("temperature", "load"), given), jnp.asarray(value, float)
+    integer = lambda names, name: np.asarray(names.index(name), np.int32)
+    entry = integer(("temperature", "load"), given)
     if kind != "coexistence":
         return _line(memory, integer(("fold", "stability"), kind), entry, value)
     limit = _line(memory, integer(("fold",), "fold"), entry, lax.stop_gradient(value))
-    return _coexistence(memory, entry, value, jnp.where(entry == 0, limit[1], limit[0]))
+    return _coexistence(memory, entry, value, limit[1 - int(entry)])
 
 
-@eqx.filter_jit
+@float64_program
 def _line(memory, kind, given, value):
     return memory.line(kind, given, value)
 
 
-@eqx.filter_jit
+@float64_program
 def _coexistence(memory, given, value, limit):
     return memory.coexistence(given, value, limit)
 
 
 def check_state(load: Any, temperature: Any, name: str) -> None:
     """Raise a `ValueError` unless known loads and temperatures are finite numbers, at least 0."""
-    for label, value in ((name, load), ("temperature", temperature)):
-        if not is_traced(value) and not (np.ndim(value) == 0 and 0 <= float(value) < math.inf):
-            raise ValueError(f"{label} must be a finite number >= 0 (use jax.vmap for many), got {value!r}")
+    check.number(load, name, least=0)
+    check.number(temperature, "temperature", least=0)

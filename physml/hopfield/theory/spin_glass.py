@@ -22,18 +22,18 @@ on the fields of one configuration, arXiv:2411.04567 (2024).
 
 import math
 from enum import IntEnum
+from typing import ClassVar
 
-import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from physml.core._status import Status
-from physml.core.float64 import in_float64
+from physml.core import check
+from physml.core._status import Checked, Status
+from physml.core.float64 import float64_program
 from physml.core.roots import descend, newton
 from physml.core.special import log_2cosh
-from physml.core.types import Scalar, is_traced
+from physml.core.types import Scalar
 from physml.hopfield.theory.site import COLDEST, nodes, site
 
 
@@ -46,7 +46,7 @@ class SpinGlassPhase(IntEnum):
     mixed = 3
 
 
-class SpinGlassOrder(eqx.Module):
+class SpinGlassOrder(Checked):
     r"""A state of the spin glass, scalars unless a shape is given.
 
     `m` magnetisation; `q` overlap of two replicas in one state, the largest; `overlaps`, `weights` (k,): the law of the
@@ -54,6 +54,9 @@ class SpinGlassOrder(eqx.Module):
     holds; `field_mean`, `field_variance` over the sites of one configuration; `cavity_fields`, `cavity_weights` (n,):
     the law of c; `phase`: a `SpinGlassPhase`; `status`.
     """
+
+    computation: ClassVar[str] = "spin glass"
+    counted: ClassVar[str] = "iteration"
 
     m: Array
     q: Array
@@ -78,11 +81,6 @@ class SpinGlassOrder(eqx.Module):
         tilt = log_2cosh(beta * x) - log_2cosh(beta * c) - 0.5 * beta**2 * spread
         return jnp.exp(gaussian + tilt) @ self.cavity_weights
 
-    def check(self) -> "SpinGlassOrder":
-        """Raise `Failure` unless the equations were solved; return self otherwise."""
-        self.status.check("spin glass", lambda step: f"iteration {step}")
-        return self
-
 
 def sherrington_kirkpatrick(temperature: Scalar, ferromagnetic: Scalar = 0.0) -> SpinGlassOrder:
     r"""The replica-symmetric state with couplings of mean `ferromagnetic` $J_0$ over N and variance 1/N.
@@ -95,25 +93,13 @@ def sherrington_kirkpatrick(temperature: Scalar, ferromagnetic: Scalar = 0.0) ->
 
     **Example.** `sherrington_kirkpatrick(0.0).free_energy` is $-\sqrt{2/\pi}$; `parisi` has -.7632.
     """
-    check_number(temperature, 0.0, "temperature")
-    check_number(ferromagnetic, -math.inf, "ferromagnetic")
+    check.number(temperature, "temperature", least=0)
+    check.number(ferromagnetic, "ferromagnetic")
     return _replica_symmetric(temperature, ferromagnetic)
 
 
-def check_number(value: Scalar, low: float, name: str) -> None:
-    """Raise a `ValueError` unless a known number is finite and at least `low`."""
-    if not is_traced(value) and not (np.ndim(value) == 0 and math.isfinite(float(value)) and float(value) >= low):
-        at_least = f" >= {low:g}" if low > -math.inf else ""
-        raise ValueError(f"{name} must be a finite number{at_least} (use jax.vmap for many), got {value!r}")
-
-
-@in_float64
-def _replica_symmetric(temperature, ferromagnetic):
-    return _solve(jnp.asarray(temperature, float), jnp.asarray(ferromagnetic, float))
-
-
-@eqx.filter_jit
-def _solve(t, j0):
+@float64_program
+def _replica_symmetric(t, j0):
     def update(u, t, j0):
         s = site(j0 * u[0], jnp.maximum(u[1], 0.0), t)
         return s.m, jnp.where(t < COLDEST, 1 - t * s.chi, s.q)

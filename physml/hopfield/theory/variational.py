@@ -24,29 +24,30 @@ $r_0$. The label of a new input is that of $m\cdot x$, wrong with probability $\
 """
 
 import math
+from typing import ClassVar
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.special import ndtr
 from jaxtyping import Array
 
-from physml.core._status import Code, Status, status
-from physml.core.float64 import in_float64
+from physml.core import check
+from physml.core._status import Checked, Code, Status, status
+from physml.core.float64 import float64_program
 from physml.core.roots import descend, newton
 from physml.core.special import mills
-from physml.core.types import Scalar, is_traced
-from physml.hopfield.theory.continual import check_similarity
-from physml.hopfield.theory.perceptron import check_load
+from physml.core.types import Scalar
 from physml.hopfield.theory.site import nodes
 
 COARSE = 61  # nodes of each field in the average over weights
 
 
-class VariationalOrder(eqx.Module):
+class VariationalOrder(Checked):
     """After each task (2,): `q` mean square of the means, `r1`, `r2` overlaps with the teachers, `error1`, `error2` of
     generalisation; `p` overlap of the means after both tasks; `status`."""
+
+    computation: ClassVar[str] = "variational_tasks"
 
     q: Array
     r1: Array
@@ -56,11 +57,6 @@ class VariationalOrder(eqx.Module):
     p: Array
     status: Status
 
-    def check(self) -> "VariationalOrder":
-        """Raise `Failure` unless the equations of both tasks were solved; return self otherwise."""
-        self.status.check("variational_tasks")
-        return self
-
 
 def variational_tasks(alpha1: Scalar, alpha2: Scalar, similarity: Scalar, *, weight: Scalar = 1.0) -> VariationalOrder:
     r"""Two tasks with `alpha1`, `alpha2` >= 0 examples per weight and teachers of `similarity` $r_0$ in [-1, 1].
@@ -69,19 +65,11 @@ def variational_tasks(alpha1: Scalar, alpha2: Scalar, similarity: Scalar, *, wei
     **Returns** a `VariationalOrder`, whose arguments may be differentiated. Status `not_converged` also where a small
     weight, below about 0.5, makes the scalar problem ambiguous. **Cost.** Some hundred averages over 61^2 nodes.
     """
-    check_load(alpha1, "alpha1")
-    check_load(alpha2, "alpha2")
-    check_similarity(similarity)
-    if not is_traced(weight) and not 0 < float(weight) < math.inf:
-        raise ValueError(f"weight must be positive, got {weight}")
+    check.number(alpha1, "alpha1", least=0)
+    check.number(alpha2, "alpha2", least=0)
+    check.number(similarity, "similarity", least=-1, most=1)
+    check.number(weight, "weight", above=0)
     return _variational_tasks(alpha1, alpha2, similarity, weight)
-
-
-@in_float64
-def _variational_tasks(alpha1, alpha2, similarity, weight):
-    a1, a2, r0, weight = (jnp.asarray(v, float) for v in (alpha1, alpha2, similarity, weight))
-    # Without examples the fields have no spread, and averages need one.
-    return _tasks(jnp.maximum(a1, 1e-8), jnp.maximum(a2, 1e-8), r0, weight)
 
 
 def _certain(force, prior, stiff, weight):
@@ -167,8 +155,10 @@ def _task(alpha, weight, prior, teacher, measure, start):
     return theta, full, good
 
 
-@eqx.filter_jit
-def _tasks(alpha1, alpha2, r0, weight):
+@float64_program
+def _variational_tasks(alpha1, alpha2, r0, weight):
+    # Without examples the fields have no spread, and averages need one.
+    alphas = jnp.maximum(jnp.stack([alpha1, alpha2]), 1e-8)
     small = jnp.asarray([0.0, 1e-2, 1e-2])
     # The first teacher's signs are all +1, those of the second follow by shares.
     second = jnp.asarray(np.repeat([1.0, -1.0], COARSE))
@@ -182,7 +172,7 @@ def _tasks(alpha1, alpha2, r0, weight):
         return (jnp.tile(theta[0], 2), agree * jnp.tile(jnp.sum(full, 0), 2)), (theta, full, good)
 
     first = (0 * sites, sites / sites.size)
-    xs = jnp.stack([alpha1, alpha2]), jnp.stack([sites, second])
+    xs = alphas, jnp.stack([sites, second])
     _, (theta, full, good) = lax.scan(task, first, xs)
     theta1, full1 = theta[0], jnp.sum(full[0], 0, keepdims=True)
     theta2, full2, prior = theta[1], full[1], jnp.tile(theta[0][0], 2)

@@ -30,12 +30,12 @@ def extrapolate(sizes: Any, rows: Any, theory: float) -> Extrapolation:
 
 def _own_overlap(targets, spins):
     """Overlap of each replica with the pattern it started from, (R,)."""
-    return jnp.mean(targets * spins, 0)
+    return jnp.mean(targets * spins, 1)
 
 
 def mean_overlap(config: Any, energy: Any, patterns: Any, key: Any) -> float:
     """Mean overlap of the replicas with a pattern each, where they start, over the last two thirds of the sweeps."""
-    start = patterns[jnp.arange(config.replicas) % len(patterns)].T
+    start = patterns[jnp.arange(config.replicas) % len(patterns)]
     observe = jax.tree_util.Partial(_own_overlap, start)
     out = glauber(energy, start, config.sweeps, temperature=config.temperature, key=key, observe=observe)
     return float(jnp.mean(out.observed[config.sweeps // 3 :]))

@@ -161,10 +161,10 @@ def _digits(study, config, key):
     shown, right = {"shown": test[:8]}, {}
     for p in (2, 3, 6):
         out = glauber(
-            Dense(stored, p, "raw"), jnp.asarray(test.T), 6, temperature=0.05, key=key, order="typewriter", save_every=6
+            Dense(stored, p, "raw"), jnp.asarray(test), 6, temperature=0.05, key=key, order="typewriter", save_every=6
         )
-        right[p] = np.mean(np.asarray(jnp.argmax(stored @ out.spins, 0)) == truth)
-        shown[f"p = {p}"] = np.asarray(out.spins[:, :8].T)
+        right[p] = np.mean(np.asarray(jnp.argmax(out.spins @ stored.T, 1)) == truth)
+        shown[f"p = {p}"] = np.asarray(out.spins[:8])
     chance = 5 * (0.25 / len(truth)) ** 0.5
     study.at_least("digits: share named by p = 6 over that by p = 2", right[6] - right[2], 0.05, "dense wells")
     study.at_least("digits: share named right by p = 6", right[6], 0.1 + chance, "guessing, 5 standard errors")

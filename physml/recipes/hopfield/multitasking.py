@@ -106,7 +106,7 @@ def _curves(study, config):
 
 def _overlaps(xi, spins):
     """Overlaps with the patterns, averaged over replicas, (3,)."""
-    return jnp.mean(xi @ spins, 1) / xi.shape[1]
+    return jnp.mean(spins @ xi.T, 0) / xi.shape[1]
 
 
 def _energy(config, way, xi, key):
@@ -129,7 +129,7 @@ def _monte_carlo(study, config, way, key):
         # Each spin starts along the first pattern that is not blank there.
         start = jnp.sign(xi[0] + 0.5 * xi[1] + 0.25 * xi[2] + 0.1)
         out = glauber(
-            _energy(config, way, xi, keys[2]), jnp.broadcast_to(start[:, None], (config.size, config.replicas)),
+            _energy(config, way, xi, keys[2]), jnp.broadcast_to(start[None, :], (config.replicas, config.size)),
             config.sweeps, temperature=config.temperature, key=keys[3], observe=jax.tree_util.Partial(_overlaps, xi),
         )  # fmt: skip
         rows.append(np.asarray(out.observed[config.sweeps // 3 :]).mean(0))

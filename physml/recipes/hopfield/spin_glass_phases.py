@@ -131,14 +131,14 @@ def _fields(couplings, spins, sweeps, temperature, key):
     """One configuration after `sweeps` more, and its fields."""
     after = glauber(
         Pairwise(couplings),
-        spins[:, None],
+        spins[None, :],
         sweeps,
         temperature=temperature,
         key=key,
         save_every=sweeps,
         order="typewriter",
     )
-    spins = after.spins[:, 0]
+    spins = after.spins[0]
     return spins, couplings @ spins
 
 
