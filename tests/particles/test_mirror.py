@@ -144,7 +144,7 @@ def test_dirichlet_on_the_simplex(key):
     x0 = jnp.broadcast_to(alpha / 20, (500, 3))
     for scheme, h in (("riemannian", 2e-3), ("dual", 5e-3)):
         kernel = mirror(energy, h, SimplexEntropy(), scheme=scheme)
-        out = run_chains(kernel, x0, 1000, key=key, thin=5, keep=False)
+        out = run_chains(kernel, x0, 1000, key=key, save_every=5, keep=False)
         mean, total = np.asarray(alpha) / 20, 20.0
         variance = mean * (1 - mean) / (total + 1)
         error = np.sqrt(variance / np.asarray(out.stats.ess))

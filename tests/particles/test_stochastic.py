@@ -85,7 +85,7 @@ def test_chains_have_the_exact_covariance(scheme, key):
         jnp.full((500, 1), Z.mean()),
         1500,
         key=key,
-        thin=3,
+        save_every=3,
         keep=False,
         observe=lambda x: (x - Z.mean()) ** 2,
     )
@@ -126,7 +126,7 @@ def test_structured_blocks_are_independent_with_their_own_precision(key):
     shift = jnp.asarray([0.4, -0.2, 1.0])
     energy = MinibatchEnergy(lambda x, z: (x - z) @ precision @ (x - z) / 2, shift[None], 1)
     kernel = structured(energy, jnp.asarray([0, 1, 1]), 0.01, memory=100, every=60)
-    out = run_chains(kernel, jnp.broadcast_to(shift, (200, 3)), 12000, key=key, thin=60)
+    out = run_chains(kernel, jnp.broadcast_to(shift, (200, 3)), 12000, key=key, save_every=60)
     x = np.asarray(out.samples)[100:].reshape(-1, 3)
     want = np.zeros((3, 3))
     want[0, 0], want[1:, 1:] = 1 / 2.0, np.linalg.inv(np.asarray(precision)[1:, 1:])
