@@ -24,6 +24,7 @@ from physml.particles.kernels.consensus import (
     mean_square_rate as mean_square_rate,
 )
 from physml.particles.kernels.game import (
+    Equilibrium as Equilibrium,
     Game as Game,
     Players as Players,
     anchored_best_response as anchored_best_response,
@@ -84,7 +85,11 @@ from physml.particles.matter.coulomb import (
     linear_statistic_cumulants as linear_statistic_cumulants,
     virial_law as virial_law,
 )
-from physml.particles.matter.hypersphere import hyperspherical_energy as hyperspherical_energy, thomson as thomson
+from physml.particles.matter.hypersphere import (
+    Charges as Charges,
+    hyperspherical_energy as hyperspherical_energy,
+    thomson as thomson,
+)
 from physml.particles.pairs.backends import Cells as Cells, Dense as Dense, Force as Force, RandomBatch as RandomBatch
 from physml.particles.pairs.interaction import Feature as Feature, PairSum as PairSum
 from physml.particles.pairs.measure import (

@@ -97,7 +97,7 @@ def test_closed_forms_of_the_linear_map():
         )
         # ULA on x^2/2 is an AR(1) process with rho = 1 - h: time (1 + rho)/(1 - rho).
         np.testing.assert_allclose(integrated_time(overdamped(unit, h, T), x), [(2 - h) / h], rtol=1e-12)
-        assert np.isnan(stationary_covariance(overdamped(unit, 2.1, T), x)).all()
+        assert np.isnan(jax.jit(lambda h: stationary_covariance(overdamped(unit, h, T), x))(2.1)).all()
 
 
 @pytest.mark.parametrize("friction", [1e-4, 0.03, 0.7, 40.0])
@@ -181,6 +181,28 @@ def test_our_kernels_in_a_loop_of_blackjax(key):
         key, sampler, num_steps=50, initial_state=kernel.init(jnp.ones(2)), transform=lambda state, info: state.position
     )
     assert history.shape == (50, 2) and bool(jnp.isfinite(final.position).all())
+    _, begun = blackjax.util.run_inference_algorithm(
+        key, sampler, num_steps=50, initial_position=jnp.ones(2), transform=lambda state, info: state.position
+    )
+    assert begun.shape == (50, 2) and bool(jnp.isfinite(begun).all())
+
+
+def test_a_kernel_of_blackjax_that_starts_with_a_key(key):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        kernel = from_blackjax(blackjax.dynamic_hmc(lambda x: -energy(x), 0.5, jnp.ones(2)))
+        many = run_chains(kernel, jnp.ones((3, 2)), 20, key=key).check()
+        one = run(kernel, jnp.ones(2), 20, key=key, lane=2)
+    np.testing.assert_allclose(many.samples[:, 2], one.samples, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_run_that_goes_on_continues(key, progress):
+    kernel, x0 = mala(energy, 0.4), jnp.ones((3, 2))
+    whole = run_chains(kernel, x0, 60, key=key, save_every=2)
+    half = run_chains(kernel, x0, 40, key=key, save_every=2)
+    rest = run_chains(kernel, half.state, 20, key=key, save_every=2, first=40, progress=progress)
+    np.testing.assert_allclose(whole.samples[20:], rest.samples, rtol=1e-5, atol=1e-6)
+    assert list(np.asarray(rest.status.step)) == [60] * 3
 
 
 def test_kernels_of_blackjax_in_a_loop_of_ours(key):
@@ -235,7 +257,7 @@ def test_errors(key):
         underdamped(energy, 0.1, scheme="BABO")
     with pytest.raises(ValueError, match="friction"):
         underdamped(energy, 0.1, friction=0.0, scheme="exact")
-    with pytest.raises(ValueError, match="thin"):
+    with pytest.raises(ValueError, match="save_every"):
         run(overdamped(energy, 0.1), x, 10, key=key, save_every=3)
     with pytest.raises(ValueError, match="leading axis"):
         run_chains(overdamped(energy, 0.1), jnp.zeros(()), 10, key=key)

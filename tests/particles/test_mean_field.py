@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from physml.core import Failure
 from physml.particles import (
     Feature,
     Game,
@@ -160,7 +161,9 @@ def test_gradients_of_a_game_are_those_of_its_variations():
 def test_equilibrium_and_exploitability():
     """Gaussians N(0, T/a), N(0, T/c); the exploitability of shifted ones in closed form."""
     grid = jnp.linspace(-5.0, 5.0, 401)[:, None]
-    mu, nu = gibbs_equilibrium(GAME, grid, grid)
+    mu, nu = gibbs_equilibrium(GAME, grid, grid).check()
+    with pytest.raises(Failure, match="gibbs_equilibrium: not_converged at iteration 3"):
+        gibbs_equilibrium(GAME, grid, grid, max_steps=3).check()
     np.testing.assert_allclose(mu.expect(lambda x: jnp.sum(x**2)), 0.3, rtol=1e-4)
     np.testing.assert_allclose(nu.expect(lambda x: jnp.sum(x**2)), 0.2, rtol=1e-4)
     np.testing.assert_allclose(exploitability(GAME, mu, nu), 0.0, atol=1e-6)

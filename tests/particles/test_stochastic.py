@@ -103,8 +103,8 @@ def test_all_data_in_every_batch_is_the_kernel_without_batches(key):
         batch = jnp.arange(len(Z), dtype=jnp.int32)
         for scheme, noise, pair in (("BAOAB", (xi,), (xi,)), ("OBABO", (xi, eta), (eta, xi))):
             ours, theirs = sghmc(energy, 0.1, 0.8, 0.7, scheme), underdamped(energy, 0.1, 0.8, 0.7, scheme)
-            got = ours.move(ours.init(x, p), (pair, batch))[0]
-            want = theirs.move(theirs.init(x, p), noise)[0]
+            got = ours.move(ours.init(x, momentum=p), (pair, batch))[0]
+            want = theirs.move(theirs.init(x, momentum=p), noise)[0]
             np.testing.assert_allclose(got.position, want.position, rtol=1e-11)
             np.testing.assert_allclose(got.momentum, want.momentum, rtol=1e-11)
 

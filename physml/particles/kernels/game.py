@@ -11,8 +11,8 @@ $\nu \propto e^{\frac{1}{T_y} \delta_\nu L - r_y}$. Three dynamics of two sets o
 | `anchored_best_response` | measures that move slowly to best responses, found by an inner loop | two anchors |
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,11 +20,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from physml.core._status import Code, status
+from physml.core import check
+from physml.core._status import Checked, Code, Status, status
 from physml.core.float64 import in_float64
 from physml.core.noise import normal, uniform
+from physml.core.program import program
 from physml.core.types import Key, Scalar
-from physml.particles.kernels.base import AbstractKernel, Info, check_position, positive
+from physml.particles.kernels.base import AbstractKernel, Info, check_position
 from physml.particles.pairs.measure import Histogram, Particles
 
 
@@ -50,8 +52,10 @@ class Game(eqx.Module):
 
     def __init__(self, objective: Callable, confine_x: Callable, confine_y: Callable, temperature: Any):
         both = temperature if isinstance(temperature, tuple | list) else (temperature, temperature)
+        for name, function in (("objective", objective), ("confine_x", confine_x), ("confine_y", confine_y)):
+            check.function(function, name)
         self.objective, self.confine_x, self.confine_y = objective, confine_x, confine_y
-        self.temperature_x, self.temperature_y = (positive(T, "temperature") for T in both)
+        self.temperature_x, self.temperature_y = (check.number(T, "temperature", above=0) for T in both)
 
     def gradients(self, at: Players, mu: Particles, nu: Particles) -> Players:
         r"""$\nabla \delta_\mu L(\mu, \nu, x_i)$ and $\nabla \delta_\nu L(\mu, \nu, y_j)$ at any points, against
@@ -123,7 +127,7 @@ class DescentAscent(AbstractPlay):
     ratio: Array
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Any) -> Play:
+    def init(self, position: Any, rng_key: Key | None = None) -> Play:
         return Play(_begin(position), None, jnp.zeros((), jnp.int32))
 
     def draw(self, key: Key, position: Any, lanes: Any) -> Players:
@@ -147,7 +151,7 @@ def descent_ascent(game: Game, step_size: Scalar, ratio: Scalar = 1.0) -> Descen
     **State.** `position` = `Players(x, y)`. **Cost.** One gradient of L in each measure.
     **See** Lu, Two-scale gradient descent ascent dynamics (2023), eq. 1.4.
     """
-    return DescentAscent(game, positive(step_size, "step_size"), positive(ratio, "ratio"))
+    return DescentAscent(game, check.number(step_size, "step_size", above=0), check.number(ratio, "ratio", above=0))
 
 
 class AveragedGradient(AbstractPlay):
@@ -159,7 +163,7 @@ class AveragedGradient(AbstractPlay):
     slots: int = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Any) -> Play:
+    def init(self, position: Any, rng_key: Key | None = None) -> Play:
         at = _begin(position)
         copies = jax.tree.map(lambda z: jnp.broadcast_to(z[None], (self.slots, *z.shape)), at)
         return Play(at, (copies, jnp.zeros((), at.x.dtype)), jnp.zeros((), jnp.int32))
@@ -193,9 +197,8 @@ def averaged_gradient(game: Game, step_size: Scalar, power: Scalar = 1.0, slots:
     **Arguments.** `power`: r >= 0. `slots`: measures remembered. **Cost.** `slots` gradients of L.
     **See** Kim, Yamamoto, Oko, Yang and Suzuki, Symmetric mean-field Langevin dynamics (2024), algorithm 1.
     """
-    if not isinstance(slots, int) or slots < 1:
-        raise ValueError(f"slots must be an integer of at least 1, got {slots!r}")
-    return AveragedGradient(game, positive(step_size, "step_size"), positive(power, "power", or_zero=True), slots)
+    h, power = check.number(step_size, "step_size", above=0), check.number(power, "power", least=0)
+    return AveragedGradient(game, h, power, check.count(slots, "slots"))
 
 
 class AnchoredBestResponse(AbstractPlay):
@@ -207,7 +210,7 @@ class AnchoredBestResponse(AbstractPlay):
     inner: int = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Any) -> Play:
+    def init(self, position: Any, rng_key: Key | None = None) -> Play:
         at = _begin(position)
         return Play(at, at, jnp.zeros((), jnp.int32))
 
@@ -241,10 +244,8 @@ def anchored_best_response(game: Game, step_size: Scalar, rate: Scalar = 0.1, in
     were; every particle is then replaced by its response with probability $\beta$ = `rate`.
     **Cost.** `inner` gradients of L a move. **See** Kim et al. (2024), algorithm 2.
     """
-    if not isinstance(inner, int) or inner < 1:
-        raise ValueError(f"inner must be an integer of at least 1, got {inner!r}")
-    rate = positive(rate, "rate")
-    return AnchoredBestResponse(game, positive(step_size, "step_size"), rate, inner)
+    h, rate = check.number(step_size, "step_size", above=0), check.number(rate, "rate", above=0, most=1)
+    return AnchoredBestResponse(game, h, rate, check.count(inner, "inner"))
 
 
 def exploitability(game: Game, mu: Histogram, nu: Histogram) -> Array:
@@ -263,6 +264,7 @@ def exploitability(game: Game, mu: Histogram, nu: Histogram) -> Array:
 
 
 @in_float64
+@program
 def _exploitability(game, x, p, y, q):
     tx, ty = game.temperature_x, game.temperature_y
     mu, nu = Particles(x, p), Particles(y, q)
@@ -276,20 +278,49 @@ def _exploitability(game, x, p, y, q):
     return best_y - best_x
 
 
+class Equilibrium(Checked):
+    """Both laws on their grids, `mu` and `nu`; what the best responses differ from them by (`residual`), after `steps`.
+
+    Unpacks as `mu, nu = equilibrium`. `status`: `not_converged`, or `diverged` for a residual that is not finite.
+    """
+
+    computation: ClassVar[str] = "gibbs_equilibrium"
+    counted: ClassVar[str] = "iteration"
+
+    mu: Histogram
+    nu: Histogram
+    residual: Array
+    steps: Array
+    status: Status
+
+    def __iter__(self) -> Iterator[Histogram]:
+        return iter((self.mu, self.nu))
+
+
 def gibbs_equilibrium(
-    game: Game, x: Array, y: Array, *, damping: float = 0.2, tol: float = 1e-10, max_steps: int = 5000
-) -> tuple[Histogram, Histogram]:
+    game: Game, x: Array, y: Array, *, damping: Scalar = 0.2, tol: Scalar = 1e-10, max_steps: int = 5000
+) -> Equilibrium:
     r"""The mixed equilibrium on two grids of points: damped iteration of the Gibbs laws of the best responses.
 
-    **Returns** `Histogram`s of mu and nu. **Errors.** `Failure` if the iteration does not converge.
+    - `x` (K, d), `y` (M, d'): the grids.
+    - `damping`: in (0, 1], the part of the way to the best responses that each iteration goes.
+    - `tol`: on the sum of the absolute changes of all probabilities.
+
+    **Returns** `Equilibrium(mu, nu, residual, steps, status)`, computed in float64.
     """
-    p, q, residual = _iterate(game, x, y, damping, tol, max_steps)
-    code = jnp.where(residual <= tol, Code.ok, Code.not_converged)
-    status(code, max_steps).check("gibbs_equilibrium")
-    return Histogram(p, x), Histogram(q, y)
+    check.instance(game, "game", Game, "a Game(objective, confine_x, confine_y, temperature)")
+    check.within(damping, "damping", above=0, most=1)
+    check.within(tol, "tol", least=0)
+    max_steps = check.count(max_steps, "max_steps")
+    p, q, residual, steps = _iterate(game, x, y, damping, tol, max_steps)
+    failed = jnp.where(jnp.isfinite(residual), Code.not_converged, Code.diverged)
+    code = jnp.where(residual <= tol, Code.ok, failed)
+    laws = {"mu": Histogram(p, x), "nu": Histogram(q, y)}
+    return Equilibrium(**laws, residual=residual, steps=steps, status=status(code, steps))
 
 
 @in_float64
+@program
 def _iterate(game, x, y, damping, tol, max_steps):
     reference_x, reference_y = -jax.vmap(game.confine_x)(x), -jax.vmap(game.confine_y)(y)
 
@@ -306,5 +337,5 @@ def _iterate(game, x, y, damping, tol, max_steps):
         return mix(lp, to_p), mix(lq, to_q), change, k + 1
 
     start = jax.nn.log_softmax(reference_x), jax.nn.log_softmax(reference_y), jnp.asarray(jnp.inf), jnp.asarray(0)
-    lp, lq, change, _ = lax.while_loop(lambda c: (c[2] > tol) & (c[3] < max_steps), step, start)
-    return jnp.exp(lp), jnp.exp(lq), change
+    lp, lq, change, steps = lax.while_loop(lambda c: (c[2] > tol) & (c[3] < max_steps), step, start)
+    return jnp.exp(lp), jnp.exp(lq), change, steps

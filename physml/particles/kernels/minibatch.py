@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from physml.core import noise as streams
+from physml.core import check, noise as streams
 from physml.core.types import Energy, Key, Scalar
 from physml.particles.kernels.base import (
     AbstractKernel,
@@ -33,7 +33,6 @@ from physml.particles.kernels.base import (
     check_position,
     normals,
     plus,
-    positive,
     scaled,
 )
 
@@ -74,9 +73,9 @@ class MinibatchEnergy(eqx.Module):
         sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(data)}
         if len(sizes) != 1 or sizes & {(), (0,)}:
             raise ValueError(f"data must be arrays (N, ...) of one N; got {[x.shape for x in jax.tree.leaves(data)]}")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-        self.term, self.data, self.prior, self.batch_size = term, data, prior, batch_size
+        check.function(term, "term", "of a position and one datum")
+        self.term, self.data, self.prior = term, data, prior
+        self.batch_size = check.count(batch_size, "batch_size")
         self.control = self.at_control = None
         if control is not None:
             self.at_control, self.control = jax.grad(self.__call__)(control), control
@@ -117,7 +116,9 @@ class StochasticGradient(AbstractKernel):
     shuffle: bool = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree, momentum: PyTree | None = None) -> Position | Moving:
+    def init(
+        self, position: PyTree, rng_key: Key | None = None, *, momentum: PyTree | None = None
+    ) -> Position | Moving:
         check_position(position)
         if self.friction is None:
             return Position(position)
@@ -215,24 +216,22 @@ def sghmc(
     **Arguments, errors** as in `sgld`; `friction`: $\gamma > 0$. **Cost.** One batch gradient for each B.
     **See** Chen, Fox and Guestrin (2014); Franzese et al., Hamiltonian SDEs with minibatches.
     """
-    if scheme not in ("euler", "BAOAB", "OBABO", "OABAO", "ABOBA"):
-        raise ValueError(f"scheme must be euler, BAOAB, OBABO, OABAO or ABOBA; got {scheme!r}")
-    return _stochastic(energy, step_size, positive(friction, "friction"), temperature, scheme, shuffle)
+    check.choice(scheme, "scheme", ("euler", "BAOAB", "OBABO", "OABAO", "ABOBA"))
+    return _stochastic(energy, step_size, check.number(friction, "friction", above=0), temperature, scheme, shuffle)
 
 
 def _stochastic(energy, step_size, friction, temperature, scheme, shuffle):
     _check_data(energy)
     if shuffle and energy.size % energy.batch_size:
         raise ValueError(f"an epoch needs a batch_size that divides the {energy.size} data, got {energy.batch_size}")
-    h, T = positive(step_size, "step_size"), positive(temperature, "temperature", or_zero=True)
+    h, T = check.number(step_size, "step_size", above=0), check.number(temperature, "temperature", least=0)
     return StochasticGradient(
         energy=energy, step_size=h, friction=friction, temperature=T, scheme=scheme, shuffle=shuffle
     )
 
 
 def _check_data(energy):
-    if not isinstance(energy, MinibatchEnergy):
-        raise ValueError(f"energy must be a MinibatchEnergy(term, data, batch_size), got {type(energy).__name__}")
+    check.instance(energy, "energy", MinibatchEnergy, "a MinibatchEnergy(term, data, batch_size)")
     if energy.batch_size > energy.size:
         raise ValueError(f"batch_size must be at most the {energy.size} data, got {energy.batch_size}")
 
@@ -258,7 +257,7 @@ class Structured(AbstractKernel):
     keep: float | None = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree) -> Remembering:
+    def init(self, position: PyTree, rng_key: Key | None = None) -> Remembering:
         check_position(position)
         past = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (self.memory, *x.shape)), position)
         return Remembering(position, past, jnp.zeros_like(accepted(position, self.lanes).acceptance))
@@ -323,12 +322,21 @@ def structured(
     **See** Alexos, Boyd and Mandt, Structured stochastic gradient MCMC (2022).
     """
     _check_data(energy)
+    known = [check.known(leaf) for leaf in jax.tree.leaves(labels)]
+    if not known or any(leaf is None or leaf.dtype.kind not in "iu" for leaf in known):
+        raise ValueError("labels must be integers like the position, known outside jit")
+    for leaf in jax.tree.leaves(labels):
+        check.within(leaf, "labels", least=0)
     labels = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), labels)
-    blocks = 1 + max(int(leaf.max()) for leaf in jax.tree.leaves(labels))
-    if keep is not None and not 0 < keep <= 1:
-        raise ValueError(f"keep must be a probability above 0, got {keep}")
-    if memory < 1 or every < 1 or min(int(leaf.min()) for leaf in jax.tree.leaves(labels)) < 0:
-        raise ValueError(f"memory and every must be at least 1 and labels at least 0; got {memory} and {every}")
-    parts = {"step_size": positive(step_size, "step_size"), "blocks": blocks, "memory": memory, "every": every}
-    T = positive(temperature, "temperature", or_zero=True)
+    blocks = 1 + max(int(leaf.max()) for leaf in known if leaf is not None)
+    if keep is not None:
+        check.within(keep, "keep, a probability,", above=0, most=1)
+    memory, every = check.count(memory, "memory"), check.count(every, "every")
+    parts = {
+        "step_size": check.number(step_size, "step_size", above=0),
+        "blocks": blocks,
+        "memory": memory,
+        "every": every,
+    }
+    T = check.number(temperature, "temperature", least=0)
     return Structured(energy=energy, labels=labels, temperature=T, keep=keep, **parts)

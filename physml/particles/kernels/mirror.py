@@ -30,8 +30,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from physml.core.types import Energy, Key, Scalar, is_traced
-from physml.particles.energies.nonsmooth import AbstractNonsmooth, soft_threshold
+from physml.core import check
+from physml.core.types import Energy, Key, Scalar
+from physml.particles.energies.nonsmooth import AbstractNonsmooth, ordered, soft_threshold
 from physml.particles.kernels.base import (
     AbstractKernel,
     Info,
@@ -42,7 +43,6 @@ from physml.particles.kernels.base import (
     gradient,
     normals,
     plus,
-    positive,
     scaled,
     value_and_gradient,
 )
@@ -82,6 +82,7 @@ class Quadratic(AbstractLegendre):
     mass: Array
 
     def __init__(self, mass: Any = 1.0):
+        check.within(mass, "mass", above=0)
         self.mass = jnp.asarray(mass)
 
     def __call__(self, x: Array) -> Array:
@@ -175,7 +176,7 @@ class HyperbolicEntropy(AbstractLegendre):
     width: Array
 
     def __init__(self, width: Scalar = 1.0):
-        self.width = positive(width, "width")
+        self.width = check.number(width, "width", above=0)
 
     def __call__(self, x: Array) -> Array:
         return jnp.sum(x * self.dual(x) - jnp.sqrt(x**2 + self.width.astype(x.dtype) ** 2))
@@ -202,7 +203,7 @@ class BregmanL1(AbstractNonsmooth):
     centre: Array | None
 
     def __init__(self, legendre: AbstractLegendre, weight: Scalar = 1.0, centre: Any = None):
-        self.legendre, self.weight = legendre, positive(weight, "weight", or_zero=True)
+        self.legendre, self.weight = legendre, check.number(weight, "weight", least=0)
         self.centre = None if centre is None else jnp.asarray(centre)
 
     def __call__(self, x: Array) -> Array:
@@ -247,11 +248,12 @@ class Mirror(AbstractKernel):
     smoothing: Array | None = None
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Array) -> Mirrored:
+    def init(self, position: Array, rng_key: Key | None = None) -> Mirrored:
         check_position(position)
         dual = self._map(self.legendre.dual, position)
-        if not is_traced(dual) and not bool(jnp.isfinite(dual).all()):
-            raise ValueError(f"the start lies outside the domain of {type(self.legendre).__name__}")
+        largest = jnp.max(jnp.abs(dual), axis=tuple(range(dual.ndim - self.lanes)))
+        largest = jnp.where(jnp.isnan(dual).any(tuple(range(dual.ndim - self.lanes))), jnp.nan, largest)
+        check_start(largest, f"the start lies outside the domain of {type(self.legendre).__name__}{{}}")
         if self.energy is not None:
             check_energy(self.energy, position, self.lanes)
             check_start(value_and_gradient(self.energy, position, self.lanes)[0])
@@ -311,8 +313,9 @@ def mirror(
     **Cost.** One gradient, and one map back; `dual` also differentiates the map.
     **Errors.** `ValueError` for a start outside the domain, and as in `overdamped`.
     """
-    T = positive(temperature, "temperature", or_zero=True)
-    h = positive(step_size, "step_size")
+    _check_legendre(legendre)
+    T = check.number(temperature, "temperature", least=0)
+    h = check.number(step_size, "step_size", above=0)
     return Mirror(energy=energy, legendre=legendre, step_size=h, temperature=T, scheme=_checked(scheme))
 
 
@@ -335,25 +338,24 @@ def bregman_proximal(
 
     **Arguments** of `mirror` and `proximal`; `nonsmooth.prox` is the left Bregman operator, see `bregman_envelope`.
     """
-    T = positive(temperature, "temperature", or_zero=True)
-    h, lam = positive(step_size, "step_size"), positive(smoothing, "smoothing")
-    if not isinstance(nonsmooth, AbstractNonsmooth):
-        raise ValueError(
-            f"nonsmooth must be an AbstractNonsmooth such as BregmanL1(...), got {type(nonsmooth).__name__}"
-        )
+    T = check.number(temperature, "temperature", least=0)
+    h, lam = check.number(step_size, "step_size", above=0), check.number(smoothing, "smoothing", above=0)
+    check.instance(nonsmooth, "nonsmooth", AbstractNonsmooth, "an AbstractNonsmooth such as BregmanL1(...)")
+    _check_legendre(legendre)
     parts = {"energy": smooth, "nonsmooth": nonsmooth, "smoothing": lam, "legendre": legendre}
     return Mirror(**parts, step_size=h, temperature=T, scheme=_checked(scheme))
 
 
+def _check_legendre(legendre):
+    check.instance(legendre, "legendre", AbstractLegendre, "a Legendre function such as Entropy()")
+
+
 def _checked(scheme):
-    if scheme not in ("riemannian", "dual"):
-        raise ValueError(f"scheme must be 'riemannian' or 'dual', got {scheme!r}")
+    check.choice(scheme, "scheme", ("riemannian", "dual"))
     return scheme
 
 
 def _bounds(lower, upper):
-    lower, upper = jnp.asarray(lower), jnp.asarray(upper)
-    finite = is_traced((lower, upper)) or bool(jnp.isfinite(lower).all() & jnp.isfinite(upper).all())
-    if not finite or (not is_traced((lower, upper)) and not bool(jnp.all(lower < upper))):
-        raise ValueError(f"a box needs finite lower < upper, got {lower} and {upper}")
-    return lower, upper
+    check.within(lower, "lower")
+    check.within(upper, "upper")
+    return ordered(lower, upper)

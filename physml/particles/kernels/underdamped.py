@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core.types import Energy, Key, Scalar
 from physml.particles.kernels.base import (
     AbstractKernel,
@@ -28,7 +29,6 @@ from physml.particles.kernels.base import (
     gradient as _gradient,
     normals,
     plus,
-    positive,
     pull,
     push,
     scaled,
@@ -55,7 +55,7 @@ class Underdamped(AbstractKernel):
     scale: PyTree | None = None
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree, momentum: PyTree | None = None) -> Phase:
+    def init(self, position: PyTree, rng_key: Key | None = None, *, momentum: PyTree | None = None) -> Phase:
         check_energy(self.energy, position, self.lanes, self.scale)
         value, grad = value_and_gradient(self.energy, position, self.lanes)
         check_start(value)
@@ -132,18 +132,17 @@ def underdamped(
 
     **Arguments.** `energy`: `x -> scalar`, x any pytree. `step_size`: h > 0. `friction`: $\gamma \ge 0$ (1/time; > 0
     for `exact`). `temperature`: T >= 0. `scale`: L with $x = L y$, the dynamics is that of y (mass $(L L^T)^{-1}$).
-    **State.** position, momentum, gradient; starts at rest unless `init(position, momentum)`.
+    **State.** position, momentum, gradient; starts at rest unless `init(position, momentum=p)`.
     **Cost.** One gradient. **Errors** as in `overdamped`, and for an unknown scheme.
     **See** Leimkuhler and Matthews (2013) for BAOAB; Bussi and Parrinello (2007) for OBABO; Cheng et al. (2018),
     eq. 5, for `exact`.
     """
-    if scheme not in ("BAOAB", "OBABO", "exact"):
-        raise ValueError(f"scheme must be 'BAOAB', 'OBABO' or 'exact', got {scheme!r}")
+    check.choice(scheme, "scheme", ("BAOAB", "OBABO", "exact"))
     return Underdamped(
         energy,
-        positive(step_size, "step_size"),
-        positive(friction, "friction", or_zero=scheme != "exact"),
-        positive(temperature, "temperature", or_zero=True),
+        check.number(step_size, "step_size", above=0),
+        check.number(friction, "friction", least=0, above=0 if scheme == "exact" else None),
+        check.number(temperature, "temperature", least=0),
         scheme,
         as_scale(scale),
     )
