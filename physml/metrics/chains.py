@@ -34,7 +34,8 @@ def autocorrelation_time(x: Chains) -> Float[Array, "..."]:
 def ess(x: Chains) -> Float[Array, "..."]:
     r"""Effective sample size of a mean over chains: draws chains / `autocorrelation_time`.
 
-    **Arguments.** `x` (draws, chains, ...). **Returns** one number per trailing entry.
+    **Arguments.** `x` (draws, chains, ...), as `run_chains` returns samples; arrays of arviz are (chains, draws, ...)
+    and need these axes swapped. **Returns** one number per trailing entry.
     """
     return _per_quantity(_effective, _chains(x))
 

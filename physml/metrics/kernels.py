@@ -1,7 +1,7 @@
 """Distances between samples that are double sums over pairs, and the test by permutation."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -165,7 +165,7 @@ class _Mixture(eqx.Module):
         return jax.lax.fori_loop(0, count, add, jnp.zeros_like(square))
 
 
-def _mixture_kernel(x: Array, y: Array, bandwidths: Scalar | tuple[float, ...] | None) -> _Mixture:
+def _mixture_kernel(x: Array, y: Array, bandwidths: Any) -> _Mixture:
     if bandwidths is None:
         median = jax.lax.stop_gradient(median_distance(jnp.concatenate([x, y])))
         s = jnp.where(median > 0, median, 1) * jnp.asarray([0.25, 0.5, 1, 2, 4], x.dtype)

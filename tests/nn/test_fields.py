@@ -190,7 +190,7 @@ def test_deep_sets_by_population(key):
 
 def test_errors(key):
     cases = [
-        (lambda: MLP(0, key=key), "dim=0"),
+        (lambda: MLP(0, key=key), "dim must be an integer of at least 1"),
         (lambda: MLP(2, key=key, out_dim="vector"), "'vector'"),
         (lambda: MLP(2, key=key, classes=2, cond_dim=3), "give one"),
         (lambda: MLP(2, key=key)(0.0, jnp.ones(3)), "vmap"),

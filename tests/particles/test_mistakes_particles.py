@@ -134,7 +134,7 @@ CLOSED_OVER = {
         run(
             p.descent_ascent(p.Game(lambda m, n: m.expect(half), half, half, H), H, H),
             p.Players(x[:, None], x[:, None]),
-        ).samples
+        ).samples.x
     ),
     "stationary_covariance": lambda x: p.stationary_covariance(p.overdamped(half, H), x),
     "Histogram": lambda x: p.Histogram(jnp.stack([H, 1 - H])).mean + x[0],

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.linalg import solve_discrete_lyapunov
 
+from physml.particles import MinibatchEnergy, sghmc, sgld, structured
 from physml.particles.chains.run import run_chains
 from physml.particles.kernels.base import over_lanes
-from physml.particles.kernels.minibatch import MinibatchEnergy, sghmc, sgld, structured
 from physml.particles.kernels.underdamped import underdamped
 
 Z = np.random.default_rng(0).normal(size=12) + 0.5

@@ -70,15 +70,17 @@ def run(
     - `observe`: position -> what to record and to average, the position by default.
     - `keep`: False returns no samples, only statistics. `stats`: False saves their cost.
     - `lane`: which chain of `run_chains` this is.
-    - `first`: number of the first step. A run that goes on from `out.state` with the same key has `first=steps`, and
-      then continues `out` as if it had not stopped; from 0 it would see the same noise again.
+    - `first`: number of the first step. A run that goes on from `out.state` with the same key has `first=steps`,
+      and then continues `out` as if it had not stopped; from 0 it would see the same noise again.
     - `checkpoint`: gradients keep O(sqrt steps) states and redraw the noise.
     - `progress`: show a bar (not inside jit).
 
     Step k, from `first` on, moves with the noise of `jax.random.fold_in(key, k)`: the numbers are those of a loop
     `state, info = kernel.step(jax.random.fold_in(key, k), state)`.
 
-    **Returns** `Run`. **Cost.** That of the moves; statistics add a few operations for each recorded number.
+    **Returns** `Run`. **Cost.** That of the moves; statistics add a few operations for each recorded number. Compiled
+    once for each kernel, shapes and functions: an energy written anew as a lambda compiles anew, one that is defined
+    once, or an `eqx.Module` with arrays for its numbers, does not. Numbers of the kernel may change freely.
     **Errors.** `ValueError` for a save_every that does not divide steps, a start of infinite energy and what the kernel
     rejects; a chain that leaves the finite numbers has the status `diverged`.
 

@@ -24,8 +24,10 @@ class PairEnergy(eqx.Module):
     there, and contribute nothing where they are not.
 
     **Cost.** N^2 pairs for the energy, N^2 pairs of $\nabla_1 \phi$ for the gradient; nothing is kept for a backward
-    pass but x. **Errors.** `ValueError` for x that is not (N, d), a kernel that is not a scalar, another backend, and,
-    outside of jit and grad, for a kernel that is not symmetric.
+    pass but x. Outside jit a kernel that is written anew in the call compiles anew: define it once.
+
+    **Errors.** `ValueError` for x that is not (N, d), a kernel that is not a scalar, another backend, and, outside of
+    jit and grad, for a kernel that is not symmetric.
 
     **Example.**
     ```python

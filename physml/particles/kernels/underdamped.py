@@ -36,7 +36,7 @@ from physml.particles.kernels.base import (
 )
 
 
-class Phase(NamedTuple):
+class PhasePoint(NamedTuple):
     """Position, momentum, and the gradient of the energy at the position."""
 
     position: PyTree
@@ -55,17 +55,17 @@ class Underdamped(AbstractKernel):
     scale: PyTree | None = None
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree, rng_key: Key | None = None, *, momentum: PyTree | None = None) -> Phase:
+    def init(self, position: PyTree, rng_key: Key | None = None, *, momentum: PyTree | None = None) -> PhasePoint:
         check_energy(self.energy, position, self.lanes, self.scale)
         value, grad = value_and_gradient(self.energy, position, self.lanes)
         check_start(value)
         rest = jax.tree.map(jnp.zeros_like, position) if momentum is None else momentum
-        return Phase(position, rest, grad)
+        return PhasePoint(position, rest, grad)
 
     def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
         return normals(key, (position,) * (1 if self.scheme == "BAOAB" else 2), lanes)
 
-    def move(self, state: Phase, noise: PyTree) -> tuple[Phase, Info]:
+    def move(self, state: PhasePoint, noise: PyTree) -> tuple[PhasePoint, Info]:
         if self.scheme == "BAOAB":
             new = self._baoab(state, *noise)
         elif self.scheme == "OBABO":
@@ -94,7 +94,7 @@ class Underdamped(AbstractKernel):
         p = self._refresh(p, xi, h)
         x = self._drift(x, p, h / 2)
         gradient = self._force(x)
-        return Phase(x, self._kick(p, gradient, h / 2), gradient)
+        return PhasePoint(x, self._kick(p, gradient, h / 2), gradient)
 
     def _obabo(self, state, xi, eta):
         h = self.step_size
@@ -102,7 +102,7 @@ class Underdamped(AbstractKernel):
         x = self._drift(state.position, p, h)
         gradient = self._force(x)
         p = self._refresh(self._kick(p, gradient, h / 2), eta, h / 2)
-        return Phase(x, p, gradient)
+        return PhasePoint(x, p, gradient)
 
     def _frozen(self, state, xi, eta):
         c = frozen_force(self.step_size, self.friction, self.temperature)
@@ -110,7 +110,7 @@ class Underdamped(AbstractKernel):
         shift = plus(scaled(c.x_p, p), scaled(-c.x_g, g), scaled(c.x_xi, xi), scaled(c.x_eta, eta))
         p = plus(scaled(c.p_p, p), scaled(-c.x_p, g), scaled(c.p_xi, xi))
         x = plus(x, push(self.scale, shift, self.lanes))
-        return Phase(x, p, self._force(x))
+        return PhasePoint(x, p, self._force(x))
 
 
 def underdamped(

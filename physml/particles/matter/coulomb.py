@@ -134,19 +134,21 @@ def limit_variance(f: Callable[[Array], Array], beta: Scalar = 2.0, *, nodes: in
     **See** Rider and Virág (2007) at $\beta = 2$; Leblé and Serfaty (2018) for any.
     """
     check.function(f, "f", "of one point")
-    return _limit_variance(f, check.number(beta, "beta", above=0), check.count(nodes, "nodes"))
+    beta = check.number(beta, "beta", above=0)
+    at_one = _limit_variance(f, check.count(nodes, "nodes"))
+    return at_one / beta.astype(at_one.dtype)
 
 
 @in_float64
 @program
-def _limit_variance(f, beta, nodes):
+def _limit_variance(f, nodes):
     r, w = map(jnp.asarray, gauss_legendre(nodes))
     circle = _circle(nodes)
     slopes = jax.vmap(jax.vmap(lambda z: jnp.sum(jax.grad(f)(z) ** 2)))(r[:, None, None] * circle[None])
     bulk = jnp.sum(w * r * jnp.mean(slopes, axis=1))  # the integral over 2 pi
     modes = jnp.fft.fft(jax.vmap(f)(circle)) / nodes
     edge = jnp.sum(jnp.abs(jnp.fft.fftfreq(nodes, 1 / nodes)) * jnp.abs(modes) ** 2)
-    return (bulk + edge) / beta
+    return bulk + edge
 
 
 def _circle(count):

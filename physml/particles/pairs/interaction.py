@@ -25,6 +25,7 @@ class PairSum(eqx.Module):
 
     **Cost.** 1 to 3 ns a pair on one CPU core for simple kernels in two dimensions, `Dense`. Differentiable in x, the
     measure and whatever the kernel closes over; a gradient costs about three forward passes and the same memory.
+    Outside jit a kernel that is written anew in the call compiles anew: define it once.
 
     **Errors.** `ValueError` for points of different dimension and a missing key. A cell list that overflows is the
     status `overflow` of `evaluate`; a plain call returns NaN for the particles concerned rather than a wrong sum.

@@ -144,9 +144,10 @@ def gaussian_limit(
     from physml.integrate import Dynamics, integrate
 
     check.function(drift, "drift", "(x, measure, key)")
-    mean, cov, start = jnp.asarray(mean), jnp.asarray(cov), Gaussian(mean, cov, order)
+    mean, cov = jnp.asarray(mean), jnp.asarray(cov)
+    start = Gaussian(mean, cov, order)
     try:
-        jax.eval_shape(lambda x: drift(x, start, None), start.nodes()[0])
+        jax.eval_shape(lambda measure: drift(measure.nodes()[0], measure, None), start)
     except TypeError as error:
         raise ValueError(
             f"drift must be a function (x, measure, key) -> velocities like x; it raised {error}"
