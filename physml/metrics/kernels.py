@@ -35,12 +35,12 @@ def energy_distance(x: Samples, y: Samples, *, unbiased: bool = False) -> Float[
     Rizzo (2013), "Energy statistics".
     """
     x, y = pair(x, y, 2 if unbiased else 1)
-    return _energy_distance(x, y, unbiased)
+    return _contrast(_mean(x, y, _root), _mean(x, x, _root, unbiased), _mean(y, y, _root, unbiased))
 
 
 @program
-def _energy_distance(x, y, unbiased):
-    return 2 * _mean(x, y, _root) - _mean(x, x, _root, unbiased) - _mean(y, y, _root, unbiased)
+def _contrast(between, within_x, within_y):
+    return 2 * between - within_x - within_y
 
 
 def mmd(
@@ -60,13 +60,8 @@ def mmd(
     x, y = pair(x, y, 2 if unbiased else 1)
     if bandwidths is not None:
         check.within(bandwidths, "bandwidths", above=0)
-    return _discrepancy(x, y, bandwidths, unbiased)
-
-
-@program
-def _discrepancy(x, y, bandwidths, unbiased):
     kernel = _mixture_kernel(x, y, bandwidths)
-    return _mean(x, x, kernel, unbiased) + _mean(y, y, kernel, unbiased) - 2 * _mean(x, y, kernel)
+    return -_contrast(_mean(x, y, kernel), _mean(x, x, kernel, unbiased), _mean(y, y, kernel, unbiased))
 
 
 def median_distance(x: Samples, *, at_most: int = 1000) -> Float[Array, ""]:
@@ -165,6 +160,7 @@ class _Mixture(eqx.Module):
         return jax.lax.fori_loop(0, count, add, jnp.zeros_like(square))
 
 
+@program
 def _mixture_kernel(x: Array, y: Array, bandwidths: Any) -> _Mixture:
     if bandwidths is None:
         median = jax.lax.stop_gradient(median_distance(jnp.concatenate([x, y])))
@@ -198,7 +194,8 @@ def _rows_at_once(x: Array, y: Array) -> int:
     return min(len(x), max(1, _BLOCK // (y.shape[0] * y.shape[1])))
 
 
-# Programs of their own also inside one: the three means of one sample with itself are then equal to the last bit.
+# Programs of their own, which nothing is fused with: the three means of one sample with itself are then equal to the
+# last bit.
 @eqx.filter_jit
 def _mean(x: Array, y: Array, kernel: Callable, without_self: bool = False) -> Array:
     origin = jax.lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))

@@ -213,7 +213,8 @@ def _finish(carry, out, lanes, loop, draws):
         state, samples, info = _lanes_first(state), _lanes_first(samples, 1), _lanes_first(info, 1)
     code = jnp.where(bad >= 0, Code.diverged, Code.ok)
     last = loop.first + draws * loop.save_every
-    return Run(state, samples, info, result, status(code, jnp.where(bad >= 0, bad, last)))
+    outcome = status(code, jnp.where(bad >= 0, bad, last))
+    return Run(state=state, samples=samples, info=info, stats=result, status=outcome)
 
 
 def _observed(loop, state, batched):

@@ -34,13 +34,13 @@ def hyperspherical_energy(x: Array, s: Scalar = 1.0, *, half_space: bool = False
     lose digits below a tenth of a degree in float32 and are cut off there. **Errors.** ValueError for a negative s and
     fewer than two directions. **See** Liu et al., Learning towards minimum hyperspherical energy (2018).
     """
-    s = _exponent(s)
+    exponent = _exponent(s)
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"hyperspherical_energy needs at least two directions (N, d), got shape {x.shape}")
     rows = check.known(x)
     if rows is not None and not np.all(np.any(rows != 0, axis=1)):
         raise ValueError("hyperspherical_energy needs directions: a row of x is zero")
-    return _repulsion(x, s, half_space)
+    return _repulsion(x, exponent, half_space)
 
 
 def _exponent(s):
@@ -110,14 +110,14 @@ def thomson(
     """
     if check.count(n, "n") < 2 or check.count(d, "d") < 2:
         raise ValueError(f"thomson needs at least 2 points in at least 2 dimensions, got n = {n}, d = {d}")
-    s = _exponent(s)
+    exponent = _exponent(s)
     start, heat = jax.random.split(key)
     x = jax.random.normal(start, (check.count(chains, "chains"), n, d))
     x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
     spacing = n ** (-1 / (d - 1))
-    energy = _Sprung(s, jnp.asarray((spacing / 3) ** 2))
+    energy = _Sprung(exponent, jnp.asarray((spacing / 3) ** 2))
     for k in range(check.count(sweeps, "sweeps", least=0)):
-        kernel = overdamped(energy, 0.02 * spacing ** (2 + (0.0 if s is None else s)), 0.3 * 0.5**k)
+        kernel = overdamped(energy, 0.02 * spacing ** (2 + s), 0.3 * 0.5**k)
         x = run_chains(kernel, x, moves, key=jax.random.fold_in(heat, k), keep=False, stats=False).state.position
     best, value, steps, found = _descend(x, energy.s, 2000)
     code = jnp.where(jnp.isfinite(value), jnp.where(found, Code.ok, Code.not_converged), Code.diverged)

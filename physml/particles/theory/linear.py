@@ -36,7 +36,8 @@ def linear_map(kernel: AbstractKernel, position: Array) -> tuple[Array, Array]:
 
     def move(z, xi):
         parts = rebuild(z)
-        begun = kernel.init(parts[0]) if momentum is None else kernel.init(parts[0], momentum=parts[1])
+        begin: Any = kernel.init
+        begun = begin(parts[0]) if momentum is None else begin(parts[0], momentum=parts[1])
         state, _ = kernel.move(begun, shape(xi))
         return ravel_pytree((state.position,) if momentum is None else (state.position, state.momentum))[0]
 
