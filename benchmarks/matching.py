@@ -22,7 +22,7 @@ COUPLINGS = {"I-CFM": Independent(), "OT-CFM": Assignment(), "SB-CFM, Sinkhorn":
 def draw(key: Key):
     """A batch of eight Gaussians and of moons, as torchcfm's examples take them."""
     k0, k1 = jax.random.split(key)
-    return data.eight_gaussians(k0, BATCH), data.moons(k1, BATCH)
+    return data.eight_gaussians(BATCH, key=k0), data.moons(BATCH, key=k1)
 
 
 def our_loss(name):
@@ -74,7 +74,7 @@ def theirs(name, steps, points):
 
 def steps_per_second(steps, rounds):
     k0, k1 = jax.random.split(jax.random.key(0))
-    points = data.eight_gaussians(k0, 10_000), data.moons(k1, 10_000)
+    points = data.eight_gaussians(10_000, key=k0), data.moons(10_000, key=k1)
     rows = []
     for name in COUPLINGS:
         contenders = {"torchcfm": theirs(name, steps, points), "physml": ours(name, steps, points)}
@@ -93,7 +93,7 @@ def pairing(rounds):
     rows = []
     for n in (128, 256, 512):
         k0, k1 = jax.random.split(key)
-        x0, x1 = data.eight_gaussians(k0, n), data.moons(k1, n)
+        x0, x1 = data.eight_gaussians(n, key=k0), data.moons(n, key=k1)
         a, b = (torch.from_numpy(jax.device_get(x).copy()) for x in (x0, x1))
         for name, coupling, sampler in (
             ("assignment", Assignment(), OTPlanSampler("exact")),

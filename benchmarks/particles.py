@@ -57,17 +57,17 @@ def _sgld(energy, h):
     return blackjax.base.SamplingAlgorithm(lambda x, *_: x, step)
 
 
-def ours(kernel, x0, stats=False, thin=THIN, steps=STEPS):
+def ours(kernel, x0, stats=False, save_every=THIN, steps=STEPS):
     @jax.jit
     def run(x0, key):
-        out = particles.run_chains(kernel, x0, steps, key=key, thin=thin, stats=stats)
+        out = particles.run_chains(kernel, x0, steps, key=key, save_every=save_every, stats=stats)
         return out.samples, (out.stats.ess if stats else None)
 
     return lambda: jax.block_until_ready(run(x0, jax.random.key(0)))[0]
 
 
-def theirs(sampler, x0, thin=THIN, steps=STEPS):
-    """blackjax's kernel, mapped over chains with a key each, in a scan; every `thin`-th position is kept."""
+def theirs(sampler, x0, save_every=THIN, steps=STEPS):
+    """blackjax's kernel, mapped over chains with a key each, in a scan; every `save_every`-th position is kept."""
     position = lambda state: getattr(state, "position", state)
 
     @jax.jit
@@ -77,10 +77,10 @@ def theirs(sampler, x0, thin=THIN, steps=STEPS):
 
         def interval(state, k):
             inner = lambda i, s: many(jax.random.split(jax.random.fold_in(k, i), len(x0)), s)
-            state = lax.fori_loop(0, thin, inner, state)
+            state = lax.fori_loop(0, save_every, inner, state)
             return state, position(state)
 
-        return lax.scan(interval, state, jax.random.split(key, steps // thin))[1]
+        return lax.scan(interval, state, jax.random.split(key, steps // save_every))[1]
 
     return lambda: jax.block_until_ready(run(jax.random.key(0), x0))
 
@@ -128,7 +128,7 @@ def one_chain(rounds):
     for name, (mine, peer) in KERNELS.items():
         kernel, x0 = mine(gaussian, 0.3), jnp.zeros(DIM)
         run = jax.jit(
-            lambda key, k=kernel, x0=x0: particles.run(k, x0, 20_000, key=key, thin=THIN, stats=False).samples
+            lambda key, k=kernel, x0=x0: particles.run(k, x0, 20_000, key=key, save_every=THIN, stats=False).samples
         )
         single = theirs(peer(gaussian, 0.3), x0[None], steps=20_000)
         best = race({"physml": lambda r=run: jax.block_until_ready(r(jax.random.key(0))), "blackjax": single}, rounds)
@@ -170,12 +170,12 @@ def regression(rounds):
 
 def statistics(rounds):
     x0, rows = jnp.zeros((CHAINS, DIM)), []
-    for thin in (1, 10):
-        plain = ours(particles.overdamped(gaussian, 0.2), x0, thin=thin)
-        full = ours(particles.overdamped(gaussian, 0.2), x0, stats=True, thin=thin)
+    for save_every in (1, 10):
+        plain = ours(particles.overdamped(gaussian, 0.2), x0, save_every=save_every)
+        full = ours(particles.overdamped(gaussian, 0.2), x0, stats=True, save_every=save_every)
         best = race({"without": plain, "with": full}, rounds)
-        rows.append((str(thin), f"{100 * (best['with'] / best['without'] - 1):.0f}%"))
-    table("Streamed statistics: what they add to ULA", rows, ("thin", "added"))
+        rows.append((str(save_every), f"{100 * (best['with'] / best['without'] - 1):.0f}%"))
+    table("Streamed statistics: what they add to ULA", rows, ("save_every", "added"))
 
 
 FORCES = {

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
+import pytest
 
 
 def assert_gradient(
@@ -69,3 +71,13 @@ def assert_compiles_once(make: Callable[[], Callable[[], Any]], first: int = 4) 
         jax.block_until_ready(jax.tree.leaves(again()))
     assert not repeated, f"an equal second call compiled {repeated}"
     assert len(compiled) <= first, f"{len(compiled)} programs in the first call: {compiled}"
+
+
+def assert_refused(call: Callable[[], Any], words: str) -> None:
+    """`call()` raises a `ValueError` that matches `words`; as for users, without this suite's run-time type checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError, match=words):
+            call()
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

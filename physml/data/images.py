@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from physml.core import check
+
 
 class Images(NamedTuple):
     """Images as rows of raw grey levels 0..levels-1, with their labels.
@@ -60,8 +62,7 @@ def mnist_small(*, test_fraction: float = 0.2, seed: int = 0) -> Images:
 
 
 def _split(x, y, levels, shape, test_fraction, seed) -> Images:
-    if not 0 <= test_fraction < 1:
-        raise ValueError(f"test_fraction={test_fraction}: expected a share in [0, 1)")
+    check.number(test_fraction, "test_fraction", least=0, below=1)
     rng = np.random.default_rng(seed)
     train, test = [], []
     for label in np.unique(y):

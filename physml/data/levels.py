@@ -13,23 +13,32 @@ $\log_2 L$ bits per dimension.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
+from physml.core import check
+from physml.core.noise import check_key
+from physml.core.program import program
 from physml.core.types import Key, Scalar
 
 
-def dequantise(
-    x: Float[Array | np.ndarray, "..."], levels: int, *, key: Key, high: Scalar = 1.0
-) -> Float[Array, "..."]:
+def dequantise(x: Num[Array | np.ndarray, "..."], levels: int, *, key: Key, high: Scalar = 1.0) -> Float[Array, "..."]:
     r"""Spread each level over its cell: $(k + u)/L \in [0, 1]$ with $u \sim U[0, h)$.
 
     **Arguments.** `x`: raw levels 0..L-1, any shape. `levels`: L. `key`: of the noise. `high`: h in (0, 1];
     below one it leaves gaps and the bits per dimension lose their meaning. **Returns** an array like x.
-    **Errors.** ValueError for fewer than two levels. **See** Theis, van den Oord and Bethge (2016), "A note
-    on the evaluation of generative models".
+    **Errors.** ValueError for fewer than two levels, x or h out of range. **See** Theis, van den Oord and
+    Bethge (2016), "A note on the evaluation of generative models".
     """
     _check(levels)
+    check_key(key)
+    check.within(high, "high", above=0, most=1)
+    check.within(x, "x, raw levels,", least=0, most=levels - 1)
     x = jnp.asarray(x)
+    return _spread(x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float), levels, key, high)
+
+
+@program
+def _spread(x, levels, key, high):
     u = jax.random.uniform(key, x.shape, x.dtype)
     # Rounding may lift (k + u)/L onto the edge of the next cell, by one grain of the dtype.
     return (x + u * jnp.asarray(high, x.dtype)) / levels
@@ -84,5 +93,4 @@ def bits_per_dim(log_prob: Float[Array, "..."], levels: int, dim: int) -> Float[
 
 
 def _check(levels: int) -> None:
-    if levels < 2:
-        raise ValueError(f"levels={levels}: expected the number of grey levels, at least 2")
+    check.count(levels, "levels", least=2)

@@ -1,18 +1,36 @@
-r"""Laws in the plane, sampled inside jit: `toy(key, n)` returns `(n, 2)`.
+r"""Laws in the plane, sampled inside jit: `toy(n, key=key)` returns `(n, 2)`, by one program outside.
 
 Where the density is a Gaussian mixture, `..._mixture()` returns its `(weights, means, covs)`: exact scores,
 exact optimal plans and mode coverage come from there.
 """
 
+import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from physml.core import check, noise as streams
+from physml.core.program import program
 from physml.core.types import Key, Scalar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _toy(sample: F) -> F:
+    """Decorator: the number of points and the key are checked, and the sample is one program."""
+    compiled = program(sample)
+
+    @functools.wraps(sample)
+    def checked(n: int, *, key: Key, **options: Any) -> Array:
+        streams.check_key(key)
+        return compiled(check.count(n, "n", least=0), key=key, **options)
+
+    return checked  # type: ignore[return-value]
 
 
 class Mixture(NamedTuple):
@@ -45,6 +63,7 @@ def _float(dtype: Any) -> Any:
     return jnp.result_type(float) if dtype is None else dtype
 
 
+@program
 def eight_gaussians_mixture(*, scale: Scalar = 5.0, variance: Scalar = 0.1, dtype: Any = None) -> Mixture:
     r"""Eight equal modes on a circle: $m_k = r(\cos\tfrac{\pi k}{4}, \sin\tfrac{\pi k}{4})$, $C = v I$.
 
@@ -55,8 +74,9 @@ def eight_gaussians_mixture(*, scale: Scalar = 5.0, variance: Scalar = 0.1, dtyp
     return _mixture(jnp.asarray(scale, _float(dtype)) * circle, variance, _float(dtype))
 
 
+@_toy
 def eight_gaussians(
-    key: Key, n: int, *, scale: Scalar = 5.0, variance: Scalar = 0.1, stratified: bool = False, dtype: Any = None
+    n: int, *, key: Key, scale: Scalar = 5.0, variance: Scalar = 0.1, stratified: bool = False, dtype: Any = None
 ) -> Float[Array, "n 2"]:
     """Samples of `eight_gaussians_mixture`; the defaults are the benchmark of conditional flow matching.
 
@@ -69,24 +89,25 @@ def eight_gaussians(
     return _sample_round(eight_gaussians_mixture(scale=scale, variance=variance, dtype=dtype), key, n, stratified)
 
 
+@program
 def grid_gaussians_mixture(*, side: int = 5, spacing: Scalar = 2.0, std: Scalar = 0.05, dtype: Any = None) -> Mixture:
     r"""side^2 equal modes on a square grid centred at the origin, $C = s^2 I$.
 
     **Arguments.** `side`: modes per axis. `spacing`: between neighbours. `std`: s. **See**
     `grid_gaussians`.
     """
-    if side < 1:
-        raise ValueError(f"side={side}: expected at least 1")
+    check.count(side, "side")
     axis = np.arange(side) - (side - 1) / 2
     grid = jnp.asarray(np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2), _float(dtype))
     spread = jnp.asarray(std, _float(dtype))
     return _mixture(jnp.asarray(spacing, _float(dtype)) * grid, spread * spread, _float(dtype))
 
 
+@_toy
 def grid_gaussians(
-    key: Key,
     n: int,
     *,
+    key: Key,
     side: int = 5,
     spacing: Scalar = 2.0,
     std: Scalar = 0.05,
@@ -100,10 +121,11 @@ def grid_gaussians(
     return _sample_round(grid_gaussians_mixture(side=side, spacing=spacing, std=std, dtype=dtype), key, n, stratified)
 
 
+@_toy
 def moons(
-    key: Key,
     n: int,
     *,
+    key: Key,
     noise: Scalar = 0.2,
     scale: Scalar = 3.0,
     shift: Scalar = -1.0,
@@ -138,14 +160,15 @@ def moons(
     return jnp.asarray(scale, dtype) * x + jnp.asarray(shift, dtype)
 
 
-def checkerboard(key: Key, n: int, *, side: int = 4, width: Scalar = 1.0, dtype: Any = None) -> Float[Array, "n 2"]:
+@_toy
+def checkerboard(n: int, *, key: Key, side: int = 4, width: Scalar = 1.0, dtype: Any = None) -> Float[Array, "n 2"]:
     """Uniform on the even cells (i + j even) of a side x side board of cells of the given width, centred at
     zero.
 
     **Errors.** ValueError for an odd or non-positive `side`.
     """
-    if side < 2 or side % 2:
-        raise ValueError(f"side={side}: expected an even number of cells, at least 2")
+    if check.count(side, "side", least=2) % 2:
+        raise ValueError(f"side must be an even number of cells, got {side}")
     dtype = _float(dtype)
     column_key, row_key, place_key = jax.random.split(key, 3)
     column = jax.random.randint(column_key, (n,), 0, side)
@@ -155,7 +178,8 @@ def checkerboard(key: Key, n: int, *, side: int = 4, width: Scalar = 1.0, dtype:
     return jnp.asarray(width, dtype) * x
 
 
-def swiss_roll(key: Key, n: int, *, noise: Scalar = 0.1, turns: Scalar = 1.5, dtype: Any = None) -> Float[Array, "n 2"]:
+@_toy
+def swiss_roll(n: int, *, key: Key, noise: Scalar = 0.1, turns: Scalar = 1.5, dtype: Any = None) -> Float[Array, "n 2"]:
     r"""A spiral: $r(\cos 2\pi\tau r', \sin 2\pi\tau r')$ with $r' \sim U[\tfrac13, 1]$ and radius $r = 3 r'$.
 
     **Arguments.** `noise`: standard deviation added to both coordinates. `turns`: tau, of the full spiral
@@ -169,14 +193,15 @@ def swiss_roll(key: Key, n: int, *, noise: Scalar = 0.1, turns: Scalar = 1.5, dt
     return x + jnp.asarray(noise, dtype) * jax.random.normal(noise_key, (n, 2), dtype)
 
 
+@_toy
 def circles(
-    key: Key, n: int, *, radii: tuple[float, ...] = (1.0, 2.0, 3.0), noise: Scalar = 0.08, dtype: Any = None
+    n: int, *, key: Key, radii: tuple[float, ...] = (1.0, 2.0, 3.0), noise: Scalar = 0.08, dtype: Any = None
 ) -> Float[Array, "n 2"]:
     """Concentric circles of equal weight with Gaussian noise of the given standard deviation on both
     coordinates.
     """
     if not radii:
-        raise ValueError("radii is empty: expected at least one radius")
+        raise ValueError("radii must hold at least one radius, got none")
     dtype = _float(dtype)
     ring_key, angle_key, noise_key = jax.random.split(key, 3)
     r = jnp.asarray(radii, dtype)[jax.random.randint(ring_key, (n,), 0, len(radii))]
@@ -185,10 +210,11 @@ def circles(
     return x + jnp.asarray(noise, dtype) * jax.random.normal(noise_key, (n, 2), dtype)
 
 
+@_toy
 def pinwheel(
-    key: Key,
     n: int,
     *,
+    key: Key,
     arms: int = 5,
     radial: Scalar = 0.3,
     tangential: Scalar = 0.05,
@@ -203,8 +229,7 @@ def pinwheel(
     **Arguments.** `arms`: K. `radial`, `tangential`: standard deviations along and across an arm. `rate`:
     of the bend. **See** Johnson et al. (2016), "Composing graphical models with neural networks".
     """
-    if arms < 1:
-        raise ValueError(f"arms={arms}: expected at least 1")
+    check.count(arms, "arms")
     dtype = _float(dtype)
     arm_key, noise_key = jax.random.split(key)
     z = jax.random.normal(noise_key, (n, 2), dtype)

@@ -1,14 +1,16 @@
 """Diagnostics of Markov chains, arrays (draws, chains, ...), and of weighted samples."""
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
-Chains = Float[Array | np.ndarray, "..."]
+from physml.core.program import program
+from physml.metrics._samples import real
+
+Chains = Num[Array | np.ndarray, "..."]
 
 
 def autocorrelation_time(x: Chains) -> Float[Array, "..."]:
@@ -32,10 +34,10 @@ def autocorrelation_time(x: Chains) -> Float[Array, "..."]:
 def ess(x: Chains) -> Float[Array, "..."]:
     r"""Effective sample size of a mean over chains: draws chains / `autocorrelation_time`.
 
-    **Arguments.** `x` (draws, chains, ...). **Returns** one number per trailing entry.
+    **Arguments.** `x` (draws, chains, ...), as `run_chains` returns samples; arrays of arviz are (chains, draws, ...)
+    and need these axes swapped. **Returns** one number per trailing entry.
     """
-    x = _chains(x)
-    return x.shape[0] * x.shape[1] / autocorrelation_time(x)
+    return _per_quantity(_effective, _chains(x))
 
 
 def r_hat(x: Chains, *, split: bool = True, rank: bool = False) -> Float[Array, "..."]:
@@ -53,10 +55,7 @@ def r_hat(x: Chains, *, split: bool = True, rank: bool = False) -> Float[Array, 
     x = _chains(x)
     if x.shape[1] == 1 and not split:
         raise ValueError("one chain has nothing to agree with: give several, or split=True")
-    if split:
-        half = x.shape[0] // 2
-        x = jnp.concatenate([x[:half], x[-half:]], axis=1)
-    return _per_quantity(_worse_of_ranks if rank else _scale_reduction, x)
+    return _per_quantity(_worse_of_ranks if rank else _scale_reduction, x, split)
 
 
 def ess_log_weights(log_w: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
@@ -69,9 +68,14 @@ def ess_log_weights(log_w: Float[Array | np.ndarray, "..."]) -> Float[Array, "..
     **Returns** ESS over the first axis; 0 if no weight is left.
     **See** Kong (1992). A large ESS does not exclude that a mode was never visited.
     """
-    log_w = jnp.asarray(log_w)
+    log_w = real(log_w)
     if log_w.ndim == 0 or len(log_w) == 0:
         raise ValueError(f"log_w has shape {log_w.shape}: expected (n, ...) with n >= 1")
+    return _ess_log_weights(log_w)
+
+
+@program
+def _ess_log_weights(log_w):
     top = jnp.max(jnp.where(jnp.isfinite(log_w), log_w, -jnp.inf), axis=0, keepdims=True)
     # Relative to the largest weight; the inner where keeps the gradient of what is thrown away finite.
     keep = jnp.isfinite(log_w)
@@ -82,16 +86,23 @@ def ess_log_weights(log_w: Float[Array | np.ndarray, "..."]) -> Float[Array, "..
 
 
 def _chains(x: Chains) -> Array:
-    x = jnp.asarray(x)
+    x = real(x)
     if x.ndim < 2 or x.shape[0] < 4 or x.shape[1] < 1:
         raise ValueError(f"x has shape {x.shape}: expected (draws, chains, ...) with at least 4 draws")
     return x
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _per_quantity(f, x: Array) -> Array:
+@program
+def _per_quantity(f, x: Array, split: bool = False) -> Array:
+    if split:
+        half = x.shape[0] // 2
+        x = jnp.concatenate([x[:half], x[-half:]], axis=1)
     flat = x.reshape(x.shape[0], x.shape[1], -1)
     return jax.vmap(f, in_axes=2)(flat).reshape(x.shape[2:])
+
+
+def _effective(x: Array) -> Array:
+    return x.size / _time(x)
 
 
 def _between(x: Array) -> Array:

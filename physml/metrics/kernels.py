@@ -1,18 +1,21 @@
 """Distances between samples that are double sums over pairs, and the test by permutation."""
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
+from physml.core import check
+from physml.core.noise import check_key
+from physml.core.program import program
 from physml.core.types import Key, Scalar
+from physml.metrics._samples import pair, real
 
-Samples = Float[Array | np.ndarray, "..."]
+Samples = Num[Array | np.ndarray, "..."]
 
 # Numbers alive in one block of pairs, counting coordinates in case the compiler does not fuse them.
 _BLOCK = 2**21
@@ -31,8 +34,13 @@ def energy_distance(x: Samples, y: Samples, *, unbiased: bool = False) -> Float[
     zero. **Errors.** ValueError for samples of different dimension, or too few of them. **See** Szekely and
     Rizzo (2013), "Energy statistics".
     """
-    x, y = _samples(x, y, 2 if unbiased else 1)
-    return 2 * _mean(x, y, _root) - _mean(x, x, _root, unbiased) - _mean(y, y, _root, unbiased)
+    x, y = pair(x, y, 2 if unbiased else 1)
+    return _contrast(_mean(x, y, _root), _mean(x, x, _root, unbiased), _mean(y, y, _root, unbiased))
+
+
+@program
+def _contrast(between, within_x, within_y):
+    return 2 * between - within_x - within_y
 
 
 def mmd(
@@ -49,18 +57,25 @@ def mmd(
     blocks. **Errors.** ValueError for samples of different dimension, or too few of them. **See** Gretton
     et al. (2012), "A kernel two-sample test".
     """
-    x, y = _samples(x, y, 2 if unbiased else 1)
+    x, y = pair(x, y, 2 if unbiased else 1)
+    if bandwidths is not None:
+        check.within(bandwidths, "bandwidths", above=0)
     kernel = _mixture_kernel(x, y, bandwidths)
-    return _mean(x, x, kernel, unbiased) + _mean(y, y, kernel, unbiased) - 2 * _mean(x, y, kernel)
+    return -_contrast(_mean(x, y, kernel), _mean(x, x, kernel, unbiased), _mean(y, y, kernel, unbiased))
 
 
 def median_distance(x: Samples, *, at_most: int = 1000) -> Float[Array, ""]:
     r"""The median heuristic: $\mathrm{median}_{i<j}\,|x_i - x_j|$, on at most `at_most` evenly spaced rows of
     x.
     """
-    x = jnp.asarray(x)
+    x = real(x)
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"x has shape {x.shape}: expected (n, d) with n >= 2")
+    return _median_distance(x, check.count(at_most, "at_most", least=2))
+
+
+@program
+def _median_distance(x, at_most):
     if len(x) > at_most:
         x = x[np.linspace(0, len(x) - 1, at_most).astype(int)]
     return jnp.median(_matrix(x, _root)[np.triu_indices(len(x), 1)])
@@ -95,11 +110,14 @@ def permutation_test(
     permutation_test(x, y, key=jax.random.key(0)).p_value
     ```
     """
-    if permutations < 1:
-        raise ValueError(f"permutations={permutations}: expected at least 1")
-    if statistic not in ("energy", "mmd"):
-        raise ValueError(f"statistic={statistic!r}: expected 'energy' or 'mmd'")
-    x, y = _samples(x, y, 1)
+    check_key(key)
+    check.choice(statistic, "statistic", ("energy", "mmd"))
+    x, y = pair(x, y, 1)
+    return PermutationTest(*_permuted(x, y, key, check.count(permutations, "permutations"), statistic))
+
+
+@program
+def _permuted(x, y, key, permutations, statistic):
     pooled = jnp.concatenate([x, y])
     kernel = _root if statistic == "energy" else _mixture_kernel(x, y, None)
     matrix = _matrix(pooled, kernel) * (1 if statistic == "energy" else -1)
@@ -112,25 +130,15 @@ def permutation_test(
     grain = 8 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(matrix))
     count = jnp.sum(null >= observed - grain).astype(x.dtype)
     p_value = jnp.where(jnp.isfinite(observed), (1 + count) / (1 + permutations), jnp.nan)
-    return PermutationTest(observed, p_value, null)
+    return observed, p_value, null
 
 
-@functools.partial(jax.jit, static_argnums=3)
 def _relabelled(matrix, w, key, permutations):
     """Statistics of random relabellings, and of the one observed."""
     value = lambda w: -jnp.dot(w, matrix @ w)
     keys = jax.random.split(key, permutations)
     null = jax.lax.map(lambda k: value(jax.random.permutation(k, w)), keys, batch_size=min(64, permutations))
     return null, value(w)
-
-
-def _samples(x: Samples, y: Samples, least: int) -> tuple[Array, Array]:
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"x has shape {x.shape}, y {y.shape}: expected (n, d) and (m, d)")
-    if min(len(x), len(y)) < least:
-        raise ValueError(f"{len(x)} and {len(y)} samples: expected at least {least} of each")
-    return x, y
 
 
 def _root(square: Array) -> Array:
@@ -152,7 +160,8 @@ class _Mixture(eqx.Module):
         return jax.lax.fori_loop(0, count, add, jnp.zeros_like(square))
 
 
-def _mixture_kernel(x: Array, y: Array, bandwidths: Scalar | tuple[float, ...] | None) -> _Mixture:
+@program
+def _mixture_kernel(x: Array, y: Array, bandwidths: Any) -> _Mixture:
     if bandwidths is None:
         median = jax.lax.stop_gradient(median_distance(jnp.concatenate([x, y])))
         s = jnp.where(median > 0, median, 1) * jnp.asarray([0.25, 0.5, 1, 2, 4], x.dtype)
@@ -185,8 +194,8 @@ def _rows_at_once(x: Array, y: Array) -> int:
     return min(len(x), max(1, _BLOCK // (y.shape[0] * y.shape[1])))
 
 
-# Programs of their own: outside jit a loop would be compiled at every call, and the three means of one sample with
-# itself are equal to the last bit.
+# Programs of their own, which nothing is fused with: the three means of one sample with itself are then equal to the
+# last bit.
 @eqx.filter_jit
 def _mean(x: Array, y: Array, kernel: Callable, without_self: bool = False) -> Array:
     origin = jax.lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))

@@ -5,12 +5,16 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
+from physml.core import check
+from physml.core.noise import check_key
+from physml.core.program import program
 from physml.core.types import Key, Scalar
 from physml.metrics._assignment import assign, on_host
+from physml.metrics._samples import pair, real
 
-Samples = Float[Array | np.ndarray, "..."]
+Samples = Num[Array | np.ndarray, "..."]
 Metric = Literal["sqeuclidean", "euclidean"]
 
 
@@ -23,9 +27,15 @@ def wasserstein_1d(x: Samples, y: Samples, *, p: Scalar = 2.0) -> Float[Array, "
     its power); where it vanishes its gradient is taken to be zero. **Cost.** Two sorts. **Errors.**
     ValueError for samples that are not vectors.
     """
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y = real(x), real(y)
     if x.ndim != 1 or y.ndim != 1 or min(len(x), len(y)) < 1:
         raise ValueError(f"x has shape {x.shape}, y {y.shape}: expected (n,) and (m,), not empty")
+    check.within(p, "p, the order of the distance,", least=1)
+    return _on_the_line(x, y, p)
+
+
+@program
+def _on_the_line(x, y, p):
     return _power(_sorted_cost(x[:, None], y[:, None], p)[0], 1 / p)
 
 
@@ -38,9 +48,13 @@ def wasserstein2_sliced(x: Samples, y: Samples, *, key: Key, projections: int = 
     `key`: of those. **Returns** SW_2 (the root). **Cost.** projections (n d + n log n), differentiable, in
     jit. **Errors.** ValueError for samples of different dimension. **See** Bonneel et al. (2015).
     """
-    x, y = _samples(x, y)
-    if projections < 1:
-        raise ValueError(f"projections={projections}: expected at least 1")
+    x, y = pair(x, y)
+    check_key(key)
+    return _sliced(x, y, key, check.count(projections, "projections"))
+
+
+@program
+def _sliced(x, y, key, projections):
     theta = jax.random.normal(key, (x.shape[1], projections), x.dtype)
     theta = theta / jnp.linalg.norm(theta, axis=0, keepdims=True)
     return _power(jnp.mean(_sorted_cost(x @ theta, y @ theta, 2.0)), 0.5)
@@ -57,7 +71,7 @@ def wasserstein2(x: Samples, y: Samples) -> Float[Array, ""]:
     **Errors.** ValueError for samples of different size or dimension. **See** `wasserstein_1d` for the line,
     `wasserstein2_sliced` for a cheap bound.
     """
-    return _power(_assigned_cost(x, y, "sqeuclidean", 2), 0.5)
+    return _assigned_cost(x, y, "sqeuclidean", 2)
 
 
 def wasserstein1(x: Samples, y: Samples) -> Float[Array, ""]:
@@ -80,13 +94,31 @@ def gaussian_wasserstein2(mean_a: Samples, cov_a: Samples, mean_b: Samples, cov_
     $10^{-3}\sqrt{\mathrm{tr}\,C}$. **Errors.** ValueError for shapes that do not fit. **See** Dowson and
     Landau (1982).
     """
-    mean_a, cov_a, mean_b, cov_b = (jnp.asarray(v) for v in (mean_a, cov_a, mean_b, cov_b))
+    mean_a, cov_a, mean_b, cov_b = (real(v) for v in (mean_a, cov_a, mean_b, cov_b))
     d = mean_a.size
     if mean_a.shape != (d,) or mean_b.shape != (d,) or cov_a.shape != (d, d) or cov_b.shape != (d, d):
         raise ValueError(
             f"means {mean_a.shape}, {mean_b.shape} and covariances {cov_a.shape}, {cov_b.shape}: "
             "expected (d,) and (d, d)"
         )
+    for name, cov in (("cov_a", cov_a), ("cov_b", cov_b)):
+        _check_covariance(cov, name)
+    return _between_gaussians(mean_a, cov_a, mean_b, cov_b)
+
+
+def _check_covariance(cov, name):
+    C = check.known(cov)
+    if C is None or not np.isfinite(C).all():  # NaN stays NaN
+        return
+    size = np.abs(C).max(initial=0.0)
+    if not np.allclose(C, C.T, rtol=1e-4, atol=1e-5 * size):
+        raise ValueError(f"{name} must be symmetric")
+    if C.size and np.linalg.eigvalsh(C.astype(np.float64))[0] < -1e-4 * size:
+        raise ValueError(f"{name} must be positive semidefinite: it has a negative eigenvalue")
+
+
+@program
+def _between_gaussians(mean_a, cov_a, mean_b, cov_b):
     shift = jnp.sum((mean_a - mean_b) ** 2)
     square = shift + jnp.trace(cov_a) + jnp.trace(cov_b) - 2 * _fidelity(cov_a, cov_b)
     return _power(jnp.maximum(square, 0), 0.5)
@@ -118,13 +150,6 @@ def _fidelity_jvp(primals, tangents):
     return jnp.sum(s), (jnp.sum(map_ab * da) + jnp.sum(map_ba * db)) / 2
 
 
-def _samples(x: Samples, y: Samples) -> tuple[Array, Array]:
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 1:
-        raise ValueError(f"x has shape {x.shape}, y {y.shape}: expected (n, d) and (m, d), not empty")
-    return x, y
-
-
 def _power(value: Array, exponent: Scalar) -> Array:
     # The root has no derivative at zero: taken to be zero. A NaN stays.
     zero = value == 0
@@ -154,10 +179,15 @@ def _assign(x: Array | np.ndarray, y: Array | np.ndarray, metric: Metric) -> np.
 
 
 def _assigned_cost(x: Samples, y: Samples, metric: Metric, power: int) -> Array:
-    x, y = _samples(x, y)
+    x, y = pair(x, y)
     if len(x) != len(y):
         raise ValueError(f"{len(x)} and {len(y)} samples: expected equally many; drop some at random")
     shape = jax.ShapeDtypeStruct((len(x),), jnp.int32)
     plan = on_host(lambda a, b: _assign(a, b, metric), shape, *jax.lax.stop_gradient((x, y)))
+    return _planned_cost(x, y, plan, power)
+
+
+@program
+def _planned_cost(x, y, plan, power):
     square = jnp.sum((x - y[plan]) ** 2, axis=1)
-    return jnp.mean(square if power == 2 else _power(square, 0.5))
+    return _power(jnp.mean(square), 0.5) if power == 2 else jnp.mean(_power(square, 0.5))

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from physml.core.types import Scalar
+from physml.core import check
+from physml.core.noise import check_key
+from physml.core.program import program
+from physml.core.types import Key, Scalar
 
 
 def time_features(
@@ -31,8 +34,7 @@ def time_features(
     time_features(0.25, pairs=2)  # (5,)
     ```
     """
-    if pairs < 0:
-        raise ValueError(f"pairs={pairs}: expected a number of frequencies >= 0; use 0 for the raw time")
+    check.count(pairs, "pairs", least=0)
     if dtype is None:
         dtype = jnp.result_type(t, float) if isinstance(t, int | float) else jnp.asarray(t).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -40,6 +42,11 @@ def time_features(
     t = jnp.asarray(t, dtype)
     if t.ndim > 1:
         raise ValueError(f"t has shape {t.shape}: expected a scalar or a vector of times; vmap over a batch")
+    return _features(t, pairs, low, high, dtype)
+
+
+@program
+def _features(t, pairs, low, high, dtype):
     t = jnp.atleast_1d(t)[:, None]
     # On the host in double precision: the same constants whatever the dtype of the program.
     exponent = np.linspace(0.0, 1.0, pairs) if pairs > 1 else np.zeros(pairs)
@@ -48,6 +55,37 @@ def time_features(
     )
     angle = t * omega[None, :]
     return jnp.concatenate([t, jnp.sin(angle), jnp.cos(angle)], axis=1).reshape(-1)
+
+
+def check_state(x: Any, shape: tuple[int, ...]) -> Array:
+    """The state of a field, one array of numbers in floating point; a `ValueError` unless it has that shape.
+
+    A length of -1 is any.
+    """
+    if np.ndim(x) != len(shape) or any(n not in (-1, m) for n, m in zip(shape, np.shape(x), strict=True)):
+        wanted = "(" + ", ".join("n" if n < 0 else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+        raise ValueError(f"x has shape {np.shape(x)}: expected {wanted}, of f(t, x, args); vmap over a batch")
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
+
+
+def check_sizes(key: Key, activation: Any, **sizes: Any) -> None:
+    """What every network is made with: a typed key, a function, and numbers of at least 1."""
+    check_key(key)
+    check.function(activation, "activation", "of an array, such as jax.nn.silu")
+    for name, size in sizes.items():
+        check.count(size, name)
+
+
+def forward(network: Any, *inputs: Any) -> Array:
+    """A network at one state: one program, where it is called outside jit, also for another time or label."""
+    numbers = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, int) and not isinstance(leaf, bool) else leaf
+    return _evaluated(network, *jax.tree.map(numbers, inputs))
+
+
+@program
+def _evaluated(network, *inputs):
+    return network._evaluate(*inputs)
 
 
 class Condition(eqx.Module):
@@ -80,10 +118,10 @@ class Condition(eqx.Module):
             )
         for name in ("classes", "cond_dim", "times"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
-        if self.frequencies is not None and self.frequencies < 0:
-            raise ValueError(f"frequencies={self.frequencies}: expected >= 0, or None to ignore the time")
+            if value is not None:
+                check.count(value, name)
+        if self.frequencies is not None:
+            check.count(self.frequencies, "frequencies (None ignores the time)", least=0)
 
     @property
     def size(self) -> int:
@@ -95,7 +133,10 @@ class Condition(eqx.Module):
         parts = [jnp.zeros(0, dtype)]
         if self.frequencies is not None:
             if np.size(t) != self.times:
-                raise ValueError(f"t has shape {np.shape(t)}: expected {self.times} time(s); set times= accordingly")
+                raise ValueError(
+                    f"t has shape {np.shape(t)}: expected {self.times} time(s), the first argument of f(t, x, args); "
+                    "set times= accordingly"
+                )
             parts.append(time_features(t, self.frequencies, dtype=dtype))
         if self.classes is not None:
             parts.append(_one_hot(args, self.classes, dtype))

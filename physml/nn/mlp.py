@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from physml.core import check
 from physml.core.types import Key
-from physml.nn.condition import Condition
+from physml.nn.condition import Condition, check_sizes, check_state, forward as _forward
 
 # Weights are (in, out) and act from the right: under vmap the product is one matmul with the batch leading.
 _DENSE = jax.nn.initializers.lecun_normal()
@@ -63,10 +64,11 @@ class MLP(eqx.Module):
         times: int = 1,
         dtype: Any = None,
     ):
-        if dim < 1 or width < 1 or depth < 1:
-            raise ValueError(f"dim={dim}, width={width}, depth={depth}: expected each to be at least 1")
-        if isinstance(out_dim, str) and out_dim != "scalar":
-            raise ValueError(f"out_dim={out_dim!r}: expected an integer, 'scalar', or None for {dim}")
+        check_sizes(key, activation, dim=dim, width=width, depth=depth)
+        if isinstance(out_dim, str):
+            check.choice(out_dim, "out_dim, a number or", ("scalar",))
+        elif out_dim is not None:
+            check.count(out_dim, "out_dim")
         dtype = jnp.result_type(float) if dtype is None else dtype
         self.dim = dim
         self.scalar = out_dim == "scalar"
@@ -83,9 +85,9 @@ class MLP(eqx.Module):
         self.last_bias = jnp.zeros(out, dtype)
 
     def __call__(self, t: Any, x: Float[Array, "..."], args: Any = None) -> Float[Array, "..."]:
-        if x.shape != (self.dim,):
-            raise ValueError(f"x has shape {x.shape}: expected ({self.dim},); vmap over a batch")
+        return _forward(self, t, check_state(x, (self.dim,)), args)
 
+    def _evaluate(self, t, x, args):
         def layer(h, weights):
             weight, bias = weights
             return self.activation(h @ weight + bias), None

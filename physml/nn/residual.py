@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from physml.core.types import Key
-from physml.nn.condition import Condition
+from physml.nn.condition import Condition, check_sizes, check_state, forward as _forward
 
 _DENSE = jax.nn.initializers.lecun_normal()
 _STACK = jax.nn.initializers.lecun_normal(batch_axis=(0,))
@@ -92,12 +92,9 @@ class ResidualMLP(eqx.Module):
         times: int = 1,
         dtype: Any = None,
     ):
-        sizes = {"dim": dim, "width": width, "depth": depth, "expansion": expansion, "embed": embed}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
-        dtype = jnp.result_type(float) if dtype is None else dtype
         out = dim if out_dim is None else out_dim
+        check_sizes(key, activation, dim=dim, width=width, depth=depth, expansion=expansion, embed=embed, out_dim=out)
+        dtype = jnp.result_type(float) if dtype is None else dtype
         hidden = expansion * width
         self.dim = dim
         self.activation = activation
@@ -118,8 +115,9 @@ class ResidualMLP(eqx.Module):
         self.last_bias = jnp.zeros(out, dtype)
 
     def __call__(self, t: Any, x: Float[Array, "..."], args: Any = None) -> Float[Array, "..."]:
-        if x.shape != (self.dim,):
-            raise ValueError(f"x has shape {x.shape}: expected ({self.dim},); vmap over a batch")
+        return _forward(self, t, check_state(x, (self.dim,)), args)
+
+    def _evaluate(self, t, x, args):
         features = self.condition(t, args, x.dtype)
         c = self.activation(features @ self.embedding + self.embedding_bias)
 

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from physml.core import check
 from physml.core.types import Key
+from physml.nn.condition import check_sizes, check_state, forward as _forward
 from physml.nn.mlp import MLP
 
 
@@ -54,10 +56,10 @@ class DeepSets(eqx.Module):
         activation: Callable = jax.nn.silu,
         dtype: Any = None,
     ):
-        if pool not in ("mean", "sum"):
-            raise ValueError(f"pool={pool!r}: expected 'mean' or 'sum'")
-        if populations is not None and populations < 1:
-            raise ValueError(f"populations={populations}: expected at least 1, or None for one unlabelled set")
+        check_sizes(key, activation, dim=dim, out_dim=out_dim, width=width, depth=depth)
+        check.choice(pool, "pool", ("mean", "sum"))
+        if populations is not None:
+            check.count(populations, "populations (None for one unlabelled set)")
         keys = jax.random.split(key)
         options = {
             "width": width,
@@ -77,13 +79,15 @@ class DeepSets(eqx.Module):
         mask: Bool[Array, " n"] | None = None,
         population: Int[Array, " n"] | None = None,
     ) -> Float[Array, "..."]:
-        if x.ndim != 2 or x.shape[1] != self.phi.dim:
-            raise ValueError(f"x has shape {x.shape}: expected (n, {self.phi.dim}); vmap over a batch of sets")
+        x = check_state(x, (-1, self.phi.dim))
         if (population is None) != (self.populations is None):
             raise ValueError(
                 f"populations={self.populations} but population labels are "
                 f"{'missing' if population is None else 'given'}: give both or neither"
             )
+        return _forward(self, x, mask, population)
+
+    def _evaluate(self, x, mask, population):
         n = len(x)
         if population is None or self.populations is None:
             member = jnp.ones((1, n), x.dtype)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from physml.core.types import Key
-from physml.nn.condition import Condition
+from physml.nn.condition import Condition, check_sizes, check_state, forward as _forward
 from physml.nn.residual import adaptive_layer_norm
 
 _DENSE = jax.nn.initializers.lecun_normal()
@@ -62,9 +62,7 @@ class Transformer(eqx.Module):
         activation: Callable = jax.nn.silu,
         dtype: Any = None,
     ):
-        for name, value in {"width": width, "depth": depth, "heads": heads, "expansion": expansion}.items():
-            if value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
+        check_sizes(key, activation, width=width, depth=depth, heads=heads, expansion=expansion)
         if width % heads:
             raise ValueError(f"width={width} is not a multiple of heads={heads}: change one of them")
         dtype = jnp.result_type(float) if dtype is None else dtype
@@ -90,6 +88,9 @@ class Transformer(eqx.Module):
         args: Any = None,
         mask: Bool[Array, " tokens"] | None = None,
     ) -> Float[Array, "tokens width"]:
+        return _forward(self, t, h, args, mask)
+
+    def _evaluate(self, t, h, args, mask):
         features = self.condition(t, args, h.dtype)
         c = self.activation(features @ self.embedding + self.embedding_bias)
         tokens, width = h.shape
@@ -162,10 +163,9 @@ class SetTransformer(eqx.Module):
         times: int = 1,
         dtype: Any = None,
     ):
-        if dim < 1:
-            raise ValueError(f"dim={dim}: expected at least 1")
-        dtype = jnp.result_type(float) if dtype is None else dtype
         out = dim if out_dim is None else out_dim
+        check_sizes(key, activation, dim=dim, out_dim=out, width=width, depth=depth, heads=heads)
+        dtype = jnp.result_type(float) if dtype is None else dtype
         first_key, trunk_key = jax.random.split(key)
         self.first = _DENSE(first_key, (dim, width), dtype)
         self.first_bias = jnp.zeros(width, dtype)
@@ -185,9 +185,9 @@ class SetTransformer(eqx.Module):
     def __call__(
         self, t: Any, x: Float[Array, "..."], args: Any = None, mask: Bool[Array, " n"] | None = None
     ) -> Float[Array, "n out"]:
-        dim = self.first.shape[0]
-        if x.ndim != 2 or x.shape[1] != dim:
-            raise ValueError(f"x has shape {x.shape}: expected (n, {dim}); vmap over a batch of sets")
+        return _forward(self, t, check_state(x, (-1, self.first.shape[0])), args, mask)
+
+    def _evaluate(self, t, x, args, mask):
         h = self.trunk(t, x @ self.first + self.first_bias[None, :], args, mask)
         out = h @ self.last + self.last_bias[None, :]
         return out if mask is None else jnp.where(mask[:, None], out, jnp.zeros_like(out))
@@ -241,7 +241,15 @@ class DiT(eqx.Module):
     ):
         if len(shape) not in (2, 3):
             raise ValueError(f"shape={shape}: expected (H, W) or (C, H, W)")
-        if patch < 1 or shape[-1] % patch or shape[-2] % patch:
+        check_sizes(
+            key,
+            activation,
+            patch=patch,
+            width=width,
+            heads=heads,
+            **{f"side {i} of shape": n for i, n in enumerate(shape)},
+        )
+        if shape[-1] % patch or shape[-2] % patch:
             raise ValueError(f"patch={patch} does not divide an image of {shape[-2]} x {shape[-1]}")
         dtype = jnp.result_type(float) if dtype is None else dtype
         channels = shape[0] if len(shape) == 3 else 1
@@ -266,8 +274,9 @@ class DiT(eqx.Module):
         self.last_bias = jnp.zeros(size, dtype)
 
     def __call__(self, t: Any, x: Float[Array, "..."], args: Any = None) -> Float[Array, "..."]:
-        if x.shape != self.shape:
-            raise ValueError(f"x has shape {x.shape}: expected {self.shape}; vmap over a batch")
+        return _forward(self, t, check_state(x, self.shape), args)
+
+    def _evaluate(self, t, x, args):
         p = self.patch
         rows, columns = self.shape[-2] // p, self.shape[-1] // p
         grid = x.reshape(-1, rows, p, columns, p).transpose(1, 3, 0, 2, 4)

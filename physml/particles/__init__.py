@@ -3,6 +3,19 @@
 from physml.particles.chains.interop import from_blackjax as from_blackjax
 from physml.particles.chains.run import Run as Run, run as run, run_chains as run_chains
 from physml.particles.chains.statistics import Stats as Stats
+from physml.particles.energies.legendre import (
+    AbstractLegendre as AbstractLegendre,
+    BoxEntropy as BoxEntropy,
+    BregmanL1 as BregmanL1,
+    Entropy as Entropy,
+    HyperbolicEntropy as HyperbolicEntropy,
+    LogBarrier as LogBarrier,
+    Quadratic as Quadratic,
+    SimplexEntropy as SimplexEntropy,
+    bregman_divergence as bregman_divergence,
+    bregman_envelope as bregman_envelope,
+    curvature as curvature,
+)
 from physml.particles.energies.nonsmooth import (
     L1 as L1,
     AbstractNonsmooth as AbstractNonsmooth,
@@ -29,8 +42,6 @@ from physml.particles.kernels.game import (
     anchored_best_response as anchored_best_response,
     averaged_gradient as averaged_gradient,
     descent_ascent as descent_ascent,
-    exploitability as exploitability,
-    gibbs_equilibrium as gibbs_equilibrium,
 )
 from physml.particles.kernels.hamiltonian import Hmc as Hmc, hmc as hmc
 from physml.particles.kernels.langevin import (
@@ -48,25 +59,12 @@ from physml.particles.kernels.mean_field import (
 from physml.particles.kernels.minibatch import (
     MinibatchEnergy as MinibatchEnergy,
     StochasticGradient as StochasticGradient,
-    Structured as Structured,
     sghmc as sghmc,
     sgld as sgld,
-    structured as structured,
 )
 from physml.particles.kernels.mirror import (
-    AbstractLegendre as AbstractLegendre,
-    BoxEntropy as BoxEntropy,
-    BregmanL1 as BregmanL1,
-    Entropy as Entropy,
-    HyperbolicEntropy as HyperbolicEntropy,
-    LogBarrier as LogBarrier,
     Mirror as Mirror,
-    Quadratic as Quadratic,
-    SimplexEntropy as SimplexEntropy,
-    bregman_divergence as bregman_divergence,
-    bregman_envelope as bregman_envelope,
     bregman_proximal as bregman_proximal,
-    curvature as curvature,
     mirror as mirror,
 )
 from physml.particles.kernels.proximal import (
@@ -75,6 +73,7 @@ from physml.particles.kernels.proximal import (
     proximal as proximal,
     proximal_mala as proximal_mala,
 )
+from physml.particles.kernels.structured import Structured as Structured, structured as structured
 from physml.particles.kernels.underdamped import Underdamped as Underdamped, underdamped as underdamped
 from physml.particles.matter.coulomb import (
     coulomb_gas as coulomb_gas,
@@ -84,7 +83,11 @@ from physml.particles.matter.coulomb import (
     linear_statistic_cumulants as linear_statistic_cumulants,
     virial_law as virial_law,
 )
-from physml.particles.matter.hypersphere import hyperspherical_energy as hyperspherical_energy, thomson as thomson
+from physml.particles.matter.hypersphere import (
+    Charges as Charges,
+    hyperspherical_energy as hyperspherical_energy,
+    thomson as thomson,
+)
 from physml.particles.pairs.backends import Cells as Cells, Dense as Dense, Force as Force, RandomBatch as RandomBatch
 from physml.particles.pairs.interaction import Feature as Feature, PairSum as PairSum
 from physml.particles.pairs.measure import (
@@ -102,6 +105,11 @@ from physml.particles.theory.entropy_production import (
     work_rate as work_rate,
 )
 from physml.particles.theory.fokker_planck import Stationary as Stationary, stationary_density as stationary_density
+from physml.particles.theory.game import (
+    Equilibrium as Equilibrium,
+    exploitability as exploitability,
+    gibbs_equilibrium as gibbs_equilibrium,
+)
 from physml.particles.theory.linear import (
     consensus_point_gaussian as consensus_point_gaussian,
     gaussian_limit as gaussian_limit,

@@ -11,7 +11,9 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from physml.core import check
 from physml.core._status import Failure
+from physml.core.noise import check_key
 from physml.core.progress import progress_bar
 from physml.core.types import Key, Scalar
 from physml.train.checkpoint import Checkpoint, CheckpointError, Store, describe_key, hold_interrupts
@@ -132,8 +134,11 @@ def fit(
     result = fit(loss, model, (x, y), optimizer=optax.adam(1e-3), batch_size=64, key=jax.random.key(0))
     ```
     """
-    static = _Static(chunk, batch_size, replace, accumulate, _float(clip_norm), _float(ema_decay), has_aux)
-    _check(static, data, key, steps, callback_every, sharding)
+    _check_objects(loss, optimizer, callbacks, checkpoint, key)
+    steps = check.count(steps, "steps", least=0, most=2**31 - 1)
+    static = _static(chunk, batch_size, replace, accumulate, clip_norm, ema_decay, has_aux)
+    callback_every = None if callback_every is None else check.count(callback_every, "callback_every")
+    _check_rows(static, data, sharding)
     state, frozen = init_state(model, optimizer, ema_decay=ema_decay, trainable=trainable)
     state, frozen, key = replicate((state, frozen, key), sharding)
     data = data if data is None or callable(data) else replicate(jax.tree.map(jnp.asarray, data), sharding)
@@ -276,26 +281,31 @@ def _about(static, data, key):
     return named
 
 
-def _float(x):
-    return None if x is None else float(x)
+def _static(chunk, batch_size, replace, accumulate, clip_norm, ema_decay, has_aux):
+    if clip_norm is not None:
+        check.number(clip_norm, "clip_norm (None for no clipping)", above=0, finite=False)
+        clip_norm = float(clip_norm)
+    if ema_decay is not None:
+        check.number(ema_decay, "ema_decay (None for no average)", least=0, below=1)
+        ema_decay = float(ema_decay)
+    batch_size = None if batch_size is None else check.count(batch_size, "batch_size")
+    chunk, accumulate = check.count(chunk, "chunk"), check.count(accumulate, "accumulate")
+    return _Static(chunk, batch_size, replace, accumulate, clip_norm, ema_decay, has_aux)
 
 
-def _check(static, data, key, steps, callback_every, sharding):
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != ():
-        raise ValueError(f"key must be one typed key, jax.random.key(0), got {key.dtype}{list(key.shape)}")
-    for name, value in {
-        "chunk": static.chunk,
-        "accumulate": static.accumulate,
-        "callback_every": 1 if callback_every is None else callback_every,
-    }.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected an integer of at least 1")
-    if not 0 <= steps < 2**31:
-        raise ValueError(f"steps={steps}: expected between 0 and 2^31 - 1")
-    if static.clip_norm is not None and not static.clip_norm > 0:
-        raise ValueError(f"clip_norm={static.clip_norm}: expected a positive number, or None for no clipping")
-    if static.ema_decay is not None and not 0 <= static.ema_decay < 1:
-        raise ValueError(f"ema_decay={static.ema_decay}: expected 0 <= d < 1, or None for no average")
+def _check_objects(loss, optimizer, callbacks, checkpoint, key):
+    check_key(key)
+    check.function(loss, "loss", "(model, batch, *, key)")
+    check.instance(optimizer, "optimizer", optax.GradientTransformation, "an optax optimizer, such as optax.adam(1e-3)")
+    if isinstance(callbacks, str) or not isinstance(callbacks, Sequence):
+        raise ValueError(f"callbacks must be a list of functions, got {type(callbacks).__name__}: write [callback]")
+    for callback in callbacks:
+        check.function(callback, "each of the callbacks", "(step, so_far, metrics)")
+    if checkpoint is not None:
+        check.instance(checkpoint, "checkpoint", Checkpoint, "a Checkpoint(path, every=, keep=)")
+
+
+def _check_rows(static, data, sharding):
     check_data(data, static.batch_size)
     if static.batch_size is not None and static.batch_size % static.accumulate:
         raise ValueError(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from physml.core import check
 from physml.core._status import Failure
 from physml.core.types import Key
 
@@ -45,8 +46,7 @@ class Store:
 
     def __init__(self, checkpoint: Checkpoint, about: dict):
         for name in ("every", "keep"):
-            if getattr(checkpoint, name) < 1:
-                raise ValueError(f"Checkpoint({name}={getattr(checkpoint, name)}): expected at least 1")
+            check.count(getattr(checkpoint, name), f"{name} of Checkpoint")
         try:
             import orbax.checkpoint as ocp
         except ImportError as error:

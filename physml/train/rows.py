@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from physml.core import check
+from physml.core.noise import check_key
+from physml.core.program import program
 from physml.core.types import Key, Scalar
 
 # After r rounds a row has not moved with probability 2^-r.
@@ -28,8 +31,12 @@ def shuffled(positions: Array, n: int, *, key: Key) -> Array:
     Equal keys give the same permutation, of which any part can be asked for.
     **Cost.** 24 rounds of integer arithmetic per position; no memory of size n.
     """
-    if not 1 <= n < 2**31:
-        raise ValueError(f"a permutation of n={n} rows: n must be between 1 and 2^31 - 1")
+    check_key(key)
+    return _shuffled(positions, check.count(n, "n, the number of rows,", most=2**31 - 1), key)
+
+
+@program
+def _shuffled(positions, n, key):
     size = jnp.uint32(n)
     words = jax.random.bits(key, (2, _ROUNDS), jnp.uint32)
     pivots, salts = words[0] % size, words[1]
@@ -50,7 +57,17 @@ def row_indices(n: int, batch_size: int, *, step: Scalar, key: Key, replace: boo
     Without replacement, step k takes the next `batch_size` rows of epoch k // (n // batch_size), each epoch
     in an order of its own; the n mod batch_size rows left over at its end differ from epoch to epoch. With
     replacement, rows are independent and uniform.
+    **Errors.** ValueError for a batch larger than n that is drawn without replacement.
     """
+    check_key(key)
+    n = check.count(n, "n, the number of rows,", most=2**31 - 1)
+    check.count(batch_size, "batch_size", most=None if replace else n)
+    check.within(step, "step", least=0)
+    return _row_indices(n, batch_size, step, key, replace)
+
+
+@program
+def _row_indices(n, batch_size, step, key, replace):
     step = jnp.asarray(step, jnp.int32)
     order = jax.random.fold_in(key, _ORDER)
     if replace:
@@ -73,9 +90,7 @@ def index_table(
     if data is None or callable(data) or batch_size is None:
         return None
     n = jax.tree.leaves(data)[0].shape[0]
-    return jax.vmap(lambda k: row_indices(n, batch_size, step=k, key=key, replace=replace))(
-        start + jnp.arange(steps, dtype=jnp.int32)
-    )
+    return jax.vmap(lambda k: _row_indices(n, batch_size, k, key, replace))(start + jnp.arange(steps, dtype=jnp.int32))
 
 
 def next_batch(data: Any, index: Array | None, *, batch_key: Key) -> Any:

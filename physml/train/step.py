@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from physml.core import check
 from physml.core.types import Key, Scalar
 from physml.train.mesh import constrain
 
@@ -42,13 +43,13 @@ def init_state(
     so its buffers can be donated while the model stays usable.
     **Fails** with `ValueError` when nothing is trainable.
     """
+    check.instance(optimizer, "optimizer", optax.GradientTransformation, "an optax optimizer, such as optax.adam(1e-3)")
     params, frozen = eqx.partition(model, trainable)
     leaves = jax.tree.leaves(params)
     if not leaves:
         raise ValueError(
-            "the model has no trainable leaf: expected at least one floating-point array. Integers and "
-            "Python "
-            "numbers are not trained; make a number trainable with jnp.asarray"
+            "the model has no trainable leaf: expected at least one floating-point array. Integers and Python numbers "
+            "are not trained; make a number trainable with jnp.asarray"
         )
     for leaf in leaves:
         if not eqx.is_inexact_array(leaf):

@@ -22,8 +22,13 @@ def save(path: str | os.PathLike, model: PyTree) -> None:
     """Write the arrays of a model to one file, atomically: an interrupted save leaves the old file in place.
 
     Functions, strings and Python numbers are not written; `load` takes them from the model it is given.
+    **Errors.** `ValueError` for a path that is a folder.
     **Example.** `save("model.npz", fit.ema)`
     """
+    if Path(path).is_dir():
+        raise ValueError(
+            f"path must be the name of a file, got the folder {path}: save('{Path(path) / 'model.npz'}', ...)"
+        )
     leaves = {name: np.asarray(x) for name, x in _named(eqx.filter(model, eqx.is_array)).items()}
     described = [[name, str(x.dtype), list(x.shape)] for name, x in leaves.items()]
     header = json.dumps({"format": _FORMAT, "leaves": described})
@@ -47,6 +52,8 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
             known = header["format"] == _FORMAT
     except FileNotFoundError:
         raise
+    except IsADirectoryError as error:
+        raise ValueError(f"path must be the name of a file, got the folder {path}") from error
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise CheckpointError(f"{path} is not a model that physml saved, or it is damaged: {error}") from error
     if not known:

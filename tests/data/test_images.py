@@ -42,7 +42,7 @@ def test_digits():
     np.testing.assert_array_equal(images.train_x, again.train_x)
     assert not np.array_equal(images.train_x, other.train_x)
     assert len(data.digits(test_fraction=0.0).test_x) == 0
-    with pytest.raises(ValueError, match=r"test_fraction=1\.0"):
+    with pytest.raises(ValueError, match=r"test_fraction must be at least 0 and below 1, got 1\.0"):
         data.digits(test_fraction=1.0)
 
 

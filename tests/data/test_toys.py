@@ -1,7 +1,6 @@
 """The toys against their closed forms: moments within 5 standard errors, supports, and jit."""
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,21 +24,21 @@ def _within(sample, expected, z=5.0):
 @pytest.mark.parametrize("name", TOYS)
 def test_samples_under_jit(name, key):
     toy = getattr(data, name)
-    compiled = jax.jit(partial(toy, n=50))
+    compiled = jax.jit(lambda key: toy(50, key=key))
     x = compiled(key)
     assert x.shape == (50, 2) and x.dtype == jnp.float32
-    np.testing.assert_allclose(x, toy(key, 50), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(x, toy(50, key=key), rtol=1e-4, atol=1e-5)
     assert not np.array_equal(x, compiled(jax.random.key(1)))
-    shape = jax.eval_shape(jax.vmap(lambda k: toy(k, 3)), jax.random.split(key, 4)).shape
+    shape = jax.eval_shape(jax.vmap(lambda k: toy(3, key=k)), jax.random.split(key, 4)).shape
     assert shape == (4, 3, 2)
     with jax.enable_x64(True):
-        assert jax.eval_shape(partial(toy, n=5), key).dtype == jnp.float64
-        assert jax.eval_shape(partial(toy, n=5, dtype=jnp.float32), key).dtype == jnp.float32
+        assert jax.eval_shape(lambda key: toy(5, key=key), key).dtype == jnp.float64
+        assert jax.eval_shape(lambda key: toy(5, key=key, dtype=jnp.float32), key).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", ["eight_gaussians", "grid_gaussians"])
 def test_mixtures_have_the_moments_of_their_parameters(name, key):
-    x = getattr(data, name)(key, N)
+    x = getattr(data, name)(N, key=key)
     w, m, c = getattr(data, name + "_mixture")()
     np.testing.assert_allclose(w.sum(), 1.0, rtol=1e-6)
     mean = jnp.einsum("k,kd->d", w, m)
@@ -62,7 +61,7 @@ def test_benchmark_constants():
 
 def test_diagonal_moons_are_a_thin_band(key):
     """Every sample is a point of a half circle moved along (1, 1) by less than the noise, evenly."""
-    x = np.asarray(data.moons(key, N, noise=0.1, scale=1.0, shift=0.0, diagonal=True), np.float64)
+    x = np.asarray(data.moons(N, key=key, noise=0.1, scale=1.0, shift=0.0, diagonal=True), np.float64)
     # The shift u solves |x - u (1, 1) - centre|^2 = 1 for the circle about (0, 0) or (1, 1/2).
     shifts = []
     for centre, side in (((0.0, 0.0), 1), ((1.0, 0.5), -1)):
@@ -83,19 +82,19 @@ def test_diagonal_moons_are_a_thin_band(key):
 
 def test_moons(key):
     """Mean of the raw moons: x 1/2, y 1/4; both arcs have E[y^2] and E[x^2] in closed form."""
-    x = data.moons(key, N)
+    x = data.moons(N, key=key)
     _within(x, [3 * 0.5 - 1, 3 * 0.25 - 1])
     raw = (x + 1) / 3
     _within(raw[:, 0] ** 2, 0.5 * 0.5 + 0.5 * 1.5 + 0.04)
     _within(raw[:, 1] ** 2, 0.5 * 0.5 + 0.5 * (0.25 - 2 / math.pi + 0.5) + 0.04)
-    clean = data.moons(key, 500, noise=0.0, scale=1.0, shift=0.0)
+    clean = data.moons(500, key=key, noise=0.0, scale=1.0, shift=0.0)
     upper = np.abs(np.linalg.norm(clean, axis=1) - 1)
     lower = np.abs(np.linalg.norm(clean - jnp.array([1.0, 0.5])[None, :], axis=1) - 1)
     assert np.all(np.minimum(upper, lower) < 1e-5)
 
 
 def test_stratified_modes_have_equal_shares(key):
-    x = data.eight_gaussians(key, 803, variance=1e-6, stratified=True)
+    x = data.eight_gaussians(803, key=key, variance=1e-6, stratified=True)
     means = np.asarray(data.eight_gaussians_mixture().means)
     label = np.argmin(((np.asarray(x)[:, None] - means[None]) ** 2).sum(axis=2), axis=1)
     assert set(np.bincount(label)) == {100, 101}
@@ -104,14 +103,14 @@ def test_stratified_modes_have_equal_shares(key):
 
 @pytest.mark.parametrize("n", [1, 2, 7, 100])
 def test_stratified_moons_are_those_of_scikit_learn(n, key):
-    x = data.moons(key, n, noise=0.0, scale=1.0, shift=0.0, stratified=True)
+    x = data.moons(n, key=key, noise=0.0, scale=1.0, shift=0.0, stratified=True)
     expected = datasets.make_moons(n)[0]
     order = lambda a: a[np.lexsort(np.round(a, 4).T)]
     np.testing.assert_allclose(order(np.asarray(x)), order(expected), atol=1e-6)
 
 
 def test_checkerboard(key):
-    x = np.asarray(data.checkerboard(key, N, width=2.0))
+    x = np.asarray(data.checkerboard(N, key=key, width=2.0))
     assert np.abs(x).max() <= 4
     cell = np.floor(x / 2).astype(int) + 2
     on_edge = (cell == 4).any(axis=1)
@@ -123,10 +122,10 @@ def test_checkerboard(key):
 
 
 def test_circles_and_swiss_roll(key):
-    x = data.circles(key, N)
+    x = data.circles(N, key=key)
     _within(x, 0.0)
     _within(jnp.sum(x**2, axis=1), (1 + 4 + 9) / 3 + 2 * 0.08**2)
-    roll = data.swiss_roll(key, N, noise=0.0)
+    roll = data.swiss_roll(N, key=key, noise=0.0)
     r = np.linalg.norm(roll, axis=1) / 3
     _within(r, 2 / 3)
     angle = 2 * math.pi * 1.5 * r
@@ -134,17 +133,17 @@ def test_circles_and_swiss_roll(key):
 
 
 def test_pinwheel(key):
-    x = data.pinwheel(key, N)
+    x = data.pinwheel(N, key=key)
     _within(x, 0.0)
     _within(jnp.sum(x**2, axis=1), 1 + 0.3**2 + 0.05**2)
 
 
 def test_errors(key):
     cases = [
-        (lambda: data.checkerboard(key, 5, side=3), "side=3"),
-        (lambda: data.grid_gaussians(key, 5, side=0), "side=0"),
-        (lambda: data.circles(key, 5, radii=()), "radii"),
-        (lambda: data.pinwheel(key, 5, arms=0), "arms=0"),
+        (lambda: data.checkerboard(5, key=key, side=3), "even"),
+        (lambda: data.grid_gaussians(5, key=key, side=0), "side"),
+        (lambda: data.circles(5, key=key, radii=()), "radii"),
+        (lambda: data.pinwheel(5, key=key, arms=0), "arms"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

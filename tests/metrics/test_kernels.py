@@ -141,7 +141,7 @@ def test_errors(key):
         (lambda: energy_distance(x[:1], x, unbiased=True), "at least 2"),
         (lambda: mmd(x[0], x), "expected"),
         (lambda: permutation_test(x, x, key=key, statistic="ks"), "'ks'"),
-        (lambda: permutation_test(x, x, key=key, permutations=0), "permutations=0"),
+        (lambda: permutation_test(x, x, key=key, permutations=0), "permutations must be"),
         (lambda: median_distance(x[:1]), "n >= 2"),
     ):
         with pytest.raises(ValueError, match=message):

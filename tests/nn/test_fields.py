@@ -190,21 +190,21 @@ def test_deep_sets_by_population(key):
 
 def test_errors(key):
     cases = [
-        (lambda: MLP(0, key=key), "dim=0"),
+        (lambda: MLP(0, key=key), "dim must be an integer of at least 1"),
         (lambda: MLP(2, key=key, out_dim="vector"), "'vector'"),
         (lambda: MLP(2, key=key, classes=2, cond_dim=3), "give one"),
         (lambda: MLP(2, key=key)(0.0, jnp.ones(3)), "vmap"),
         (lambda: MLP(2, key=key)(jnp.zeros((2, 2)), jnp.ones(2)), "time"),
-        (lambda: ResidualMLP(2, key=key, depth=0), "depth=0"),
+        (lambda: ResidualMLP(2, key=key, depth=0), "depth must be an integer of at least 1"),
         (lambda: ResidualMLP(2, key=key)(0.0, jnp.ones((1, 2))), "vmap"),
         (lambda: SetTransformer(2, key=key, width=10, heads=4), "heads=4"),
         (lambda: SetTransformer(2, key=key)(0.0, jnp.ones(2)), "vmap"),
         (lambda: DiT((5, 4), key=key, patch=2), "patch=2"),
         (lambda: DiT((4,), key=key), "expected \\(H, W\\)"),
-        (lambda: DeepSets(2, 2, key=key, populations=0), "populations=0"),
+        (lambda: DeepSets(2, 2, key=key, populations=0), "populations .* at least 1"),
         (lambda: DeepSets(2, 2, key=key, pool="max"), "'max'"),
-        (lambda: Condition(classes=0), "classes=0"),
-        (lambda: time_features(0.0, -1), "pairs=-1"),
+        (lambda: Condition(classes=0), "classes must be"),
+        (lambda: time_features(0.0, -1), "pairs must be"),
         (lambda: from_flax(3), "int"),
     ]
     for make, message in cases:

@@ -40,5 +40,5 @@ def test_errors():
     drift = lambda x, y: (x, y)
     with pytest.raises(ValueError, match="cells"):
         stationary_density(drift, (1.0, 1.0), ((0, 1), (0, 1)), (2, 9))
-    with pytest.raises(ValueError, match="expected D"):
+    with pytest.raises(ValueError, match="diffusion must be positive"):
         stationary_density(drift, (0.0, 1.0), ((0, 1), (0, 1)), (9, 9))

@@ -43,7 +43,7 @@ def test_simplex_and_octahedron():
 
 
 def test_thomson_finds_the_octahedron():
-    x, energy = thomson(6, key=jax.random.key(0), chains=4)
+    x, energy = thomson(6, key=jax.random.key(0), chains=4).check()
     assert x.shape == (4, 6, 3) and energy.dtype == jnp.float32
     np.testing.assert_allclose(jnp.linalg.norm(x, axis=-1), 1, rtol=1e-6)
     np.testing.assert_allclose(jnp.min(energy), 12 / 2**0.5 + 3 / 2, rtol=1e-6)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from physml.core import Failure
 from physml.particles import (
     Feature,
     Game,
@@ -91,7 +92,7 @@ def test_n_ula_simulated(key):
     kernel = underdamped_mean_field(functional, 0.3, 1.0, T)
     with jax.enable_x64(True):
         exact = stationary_covariance(underdamped_mean_field(functional, 0.3, 1.0, T), jnp.zeros((4, 1)))[0, 0]
-    warm = run_chains(kernel, jnp.zeros((2048, 4, 1)), 100, key=key, thin=100, stats=False).state
+    warm = run_chains(kernel, jnp.zeros((2048, 4, 1)), 100, key=key, save_every=100, stats=False).state
     out = run_chains(kernel, warm, 200, key=jax.random.key(1), keep=False, observe=lambda x: jnp.mean(x**2))
     error = float(jnp.sqrt(out.stats.variance / out.stats.ess))
     assert abs(float(out.stats.mean) - float(exact)) < 5 * error
@@ -103,7 +104,9 @@ def test_particles_follow_their_gaussian_limit(force, key):
     """One drift, simulated with many particles and solved with a Gaussian measure."""
     drift = lambda x, measure, key: -A * x + KAPPA * force(x, measure, key=key)
     h, steps, n = 0.01, 100, 2000
-    out = run(interacting(drift, h, T), 2.0 + jax.random.normal(key, (n, 1)), steps, key=key, thin=20, stats=False)
+    out = run(
+        interacting(drift, h, T), 2.0 + jax.random.normal(key, (n, 1)), steps, key=key, save_every=20, stats=False
+    )
     means, covs = gaussian_limit(drift, jnp.asarray([2.0]), jnp.eye(1), jnp.linspace(0.0, 1.0, 51), temperature=T)
     x = np.asarray(out.samples)[:, :, 0]
     np.testing.assert_allclose(x.mean(1), means[10::10, 0], atol=5 / np.sqrt(n) + 0.02)
@@ -117,7 +120,7 @@ def test_random_batches_drive_particles(key):
     force = PairSum(lambda x, y: y - x, RandomBatch(2))
     drift = lambda x, measure, key: force(x, measure, key=key)
     x0 = jax.random.normal(key, (1000, 1)) + 1
-    out = run(interacting(drift, 0.02, 0.0), x0, 300, key=key, thin=100, stats=False)
+    out = run(interacting(drift, 0.02, 0.0), x0, 300, key=key, save_every=100, stats=False)
     np.testing.assert_allclose(out.samples[-1].mean(), x0.mean(), atol=1e-4)
     assert float(out.samples[-1].var()) < 0.02 * float(x0.var())
 
@@ -158,7 +161,9 @@ def test_gradients_of_a_game_are_those_of_its_variations():
 def test_equilibrium_and_exploitability():
     """Gaussians N(0, T/a), N(0, T/c); the exploitability of shifted ones in closed form."""
     grid = jnp.linspace(-5.0, 5.0, 401)[:, None]
-    mu, nu = gibbs_equilibrium(GAME, grid, grid)
+    mu, nu = gibbs_equilibrium(GAME, grid, grid).check()
+    with pytest.raises(Failure, match="gibbs_equilibrium: not_converged at iteration 3"):
+        gibbs_equilibrium(GAME, grid, grid, max_steps=3).check()
     np.testing.assert_allclose(mu.expect(lambda x: jnp.sum(x**2)), 0.3, rtol=1e-4)
     np.testing.assert_allclose(nu.expect(lambda x: jnp.sum(x**2)), 0.2, rtol=1e-4)
     np.testing.assert_allclose(exploitability(GAME, mu, nu), 0.0, atol=1e-6)

@@ -145,7 +145,7 @@ def test_chains_have_the_stationary_law(key):
         jnp.full((400, 1), 0.4),
         2000,
         key=key,
-        thin=2,
+        save_every=2,
         keep=False,
         observe=lambda x: jnp.stack([x[0], x[0] ** 2]),
     )
@@ -187,7 +187,7 @@ def test_adjusted_chains_reach_a_truncated_law(key):
         jnp.full((400, 1), 0.5),
         2000,
         key=key,
-        thin=2,
+        save_every=2,
         keep=False,
         observe=lambda x: jnp.stack([x[0], x[0] ** 2]),
     )

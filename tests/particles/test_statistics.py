@@ -58,7 +58,7 @@ def test_chains_that_do_not_mix_are_seen(key):
 
 
 def test_one_chain_and_what_is_not_tracked(key):
-    out = run(overdamped(energy, 0.5), jnp.zeros((2, 100)), 2000, key=key, thin=10)
+    out = run(overdamped(energy, 0.5), jnp.zeros((2, 100)), 2000, key=key, save_every=10)
     assert out.stats.r_hat.shape == (2, 100) and bool(jnp.isfinite(out.stats.time).all())
     with pytest.raises(ValueError, match="covariance"):
         out.stats.cov  # noqa: B018
@@ -69,7 +69,7 @@ def test_one_chain_and_what_is_not_tracked(key):
 
 def test_statistics_do_not_disturb_gradients(key):
     def last(h):
-        out = run_chains(overdamped(energy, h), jnp.ones((4, 2)), 8, key=key, thin=2)
+        out = run_chains(overdamped(energy, h), jnp.ones((4, 2)), 8, key=key, save_every=2)
         return jnp.sum(out.samples[-1] ** 2), out.stats.mean
 
     with jax.enable_x64(True):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.linalg import solve_discrete_lyapunov
 
+from physml.particles import MinibatchEnergy, sghmc, sgld, structured
 from physml.particles.chains.run import run_chains
 from physml.particles.kernels.base import over_lanes
-from physml.particles.kernels.minibatch import MinibatchEnergy, sghmc, sgld, structured
 from physml.particles.kernels.underdamped import underdamped
 
 Z = np.random.default_rng(0).normal(size=12) + 0.5
@@ -85,7 +85,7 @@ def test_chains_have_the_exact_covariance(scheme, key):
         jnp.full((500, 1), Z.mean()),
         1500,
         key=key,
-        thin=3,
+        save_every=3,
         keep=False,
         observe=lambda x: (x - Z.mean()) ** 2,
     )
@@ -103,8 +103,8 @@ def test_all_data_in_every_batch_is_the_kernel_without_batches(key):
         batch = jnp.arange(len(Z), dtype=jnp.int32)
         for scheme, noise, pair in (("BAOAB", (xi,), (xi,)), ("OBABO", (xi, eta), (eta, xi))):
             ours, theirs = sghmc(energy, 0.1, 0.8, 0.7, scheme), underdamped(energy, 0.1, 0.8, 0.7, scheme)
-            got = ours.move(ours.init(x, p), (pair, batch))[0]
-            want = theirs.move(theirs.init(x, p), noise)[0]
+            got = ours.move(ours.init(x, momentum=p), (pair, batch))[0]
+            want = theirs.move(theirs.init(x, momentum=p), noise)[0]
             np.testing.assert_allclose(got.position, want.position, rtol=1e-11)
             np.testing.assert_allclose(got.momentum, want.momentum, rtol=1e-11)
 
@@ -126,7 +126,7 @@ def test_structured_blocks_are_independent_with_their_own_precision(key):
     shift = jnp.asarray([0.4, -0.2, 1.0])
     energy = MinibatchEnergy(lambda x, z: (x - z) @ precision @ (x - z) / 2, shift[None], 1)
     kernel = structured(energy, jnp.asarray([0, 1, 1]), 0.01, memory=100, every=60)
-    out = run_chains(kernel, jnp.broadcast_to(shift, (200, 3)), 12000, key=key, thin=60)
+    out = run_chains(kernel, jnp.broadcast_to(shift, (200, 3)), 12000, key=key, save_every=60)
     x = np.asarray(out.samples)[100:].reshape(-1, 3)
     want = np.zeros((3, 3))
     want[0, 0], want[1:, 1:] = 1 / 2.0, np.linalg.inv(np.asarray(precision)[1:, 1:])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from physml.core import check, noise
 from physml.core._status import Checked, Code, Status, status
@@ -18,7 +18,16 @@ from physml.core.progress import progress_bar
 from physml.core.renamed import renamed
 from physml.core.types import Key, is_traced
 from physml.particles.chains import statistics
-from physml.particles.kernels.base import AbstractKernel, Info, check_position, check_start, over_lanes, starts
+from physml.particles.kernels.base import (
+    AbstractKernel,
+    Info,
+    check_kernel,
+    check_position,
+    check_scale,
+    check_start,
+    over_lanes,
+    starts,
+)
 
 
 class Run(Checked):
@@ -49,21 +58,29 @@ def run(
     keep: bool = True,
     stats: bool = True,
     lane: Any = 0,
+    first: Any = 0,
     checkpoint: bool = False,
     progress: bool | None = False,
 ) -> Run:
     """Move one chain `steps` times and record every `save_every`-th position.
 
-    **Arguments.** `kernel`: any of this room, or `from_blackjax`. `x0`: the start, any pytree, or a state of the kernel
-    (`Run.state`, to go on). `save_every`: must divide steps. `observe`: position -> what to record and to average, the
-    position by default. `keep`: False returns no samples, only statistics. `stats`: False saves their cost. `lane`:
-    which chain of `run_chains` this is. `checkpoint`: gradients keep O(sqrt steps) states and redraw the noise.
-    `progress`: show a bar (not inside jit).
+    - `kernel`: any of this room, or `from_blackjax`.
+    - `x0`: the start, any pytree, or a state of the kernel (`Run.state`, to go on).
+    - `save_every`: must divide steps.
+    - `observe`: position -> what to record and to average, the position by default.
+    - `keep`: False returns no samples, only statistics. `stats`: False saves their cost.
+    - `lane`: which chain of `run_chains` this is.
+    - `first`: number of the first step. A run that goes on from `out.state` with the same key has `first=steps`,
+      and then continues `out` as if it had not stopped; from 0 it would see the same noise again.
+    - `checkpoint`: gradients keep O(sqrt steps) states and redraw the noise.
+    - `progress`: show a bar (not inside jit).
 
-    Step k moves with the noise of `jax.random.fold_in(key, k)`: the numbers are those of a loop
+    Step k, from `first` on, moves with the noise of `jax.random.fold_in(key, k)`: the numbers are those of a loop
     `state, info = kernel.step(jax.random.fold_in(key, k), state)`.
 
-    **Returns** `Run`. **Cost.** That of the moves; statistics add a few operations for each recorded number.
+    **Returns** `Run`. **Cost.** That of the moves; statistics add a few operations for each recorded number. Compiled
+    once for each kernel, shapes and functions: an energy written anew as a lambda compiles anew, one that is defined
+    once, or an `eqx.Module` with arrays for its numbers, does not. Numbers of the kernel may change freely.
     **Errors.** `ValueError` for a save_every that does not divide steps, a start of infinite energy and what the kernel
     rejects; a chain that leaves the finite numbers has the status `diverged`.
 
@@ -73,7 +90,7 @@ def run(
     out = run(kernel, jnp.zeros(3), 10_000, key=jax.random.key(0), save_every=10).check()
     ```
     """
-    loop = _Loop(save_every, observe or _position, keep, stats, checkpoint)
+    loop = _Loop(save_every, observe or _position, keep, stats, checkpoint, _first(first))
     return _start(kernel, x0, steps, key, noise.lanes(lane), loop, progress)
 
 
@@ -89,6 +106,7 @@ def run_chains(
     keep: bool = True,
     stats: bool = True,
     first_lane: Any = 0,
+    first: Any = 0,
     checkpoint: bool = False,
     progress: bool | None = False,
 ) -> Run:
@@ -99,14 +117,15 @@ def run_chains(
     chains are the last axis, where noise and arithmetic vectorise. `stats` pools all chains: `.mean`, `.cov`, `.r_hat`,
     `.ess`. Arguments and errors are those of `run`; `observe` sees one position.
     """
-    loop = _Loop(save_every, observe or _position, keep, stats, checkpoint)
+    kernel = over_lanes(kernel)
+    loop = _Loop(save_every, observe or _position, keep, stats, checkpoint, _first(first))
     leaves = jax.tree.leaves(x0s)
     sizes = {jnp.shape(leaf)[:1] for leaf in leaves}
     if not leaves or len(sizes) != 1 or sizes & {(), (0,)}:
         shapes = [jnp.shape(leaf) for leaf in leaves]
         raise ValueError(f"run_chains needs a leading axis `chains` on every leaf of x0s; got shapes {shapes}")
     lanes = noise.lanes(first_lane, sizes.pop()[0])
-    return _start(over_lanes(kernel), x0s, steps, key, lanes, loop, progress)
+    return _start(kernel, x0s, steps, key, lanes, loop, progress)
 
 
 class _Loop(eqx.Module):
@@ -117,6 +136,12 @@ class _Loop(eqx.Module):
     keep: bool = eqx.field(static=True)
     stats: bool = eqx.field(static=True)
     checkpoint: bool = eqx.field(static=True)
+    first: Array
+
+
+def _first(step):
+    check.within(step, "first", least=0)
+    return jnp.asarray(step, jnp.int32)
 
 
 def _position(x):
@@ -132,7 +157,7 @@ def _lanes_first(tree, axis=0):
 
 
 def _start(kernel, x0, steps, key, lanes, loop, progress):
-    check.instance(kernel, "kernel", AbstractKernel, "a kernel, such as overdamped(energy, step_size)")
+    check_kernel(kernel)
     noise.check_key(key)
     steps = check.count(steps, "steps", least=0)
     check.count(loop.save_every, "save_every", divides=steps)
@@ -140,10 +165,12 @@ def _start(kernel, x0, steps, key, lanes, loop, progress):
     if not hasattr(x0, "position"):
         x0 = jax.tree.map(jnp.asarray, x0)
         check_position(x0)
+        one = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x) if lanes.ndim else x, x0)
+        check_scale(getattr(kernel, "scale", None), one, 0)
     draws = steps // loop.save_every
-    carry, energies = _prepare(kernel, x0, lanes, loop, draws)
-    for energy in energies:
-        check_start(energy)
+    carry, seen = _prepare(kernel, x0, key, lanes, loop, draws)
+    for values, message in seen:
+        check_start(values, message)
     if not progress:
         return _all(kernel, carry, key, lanes, loop, draws)
     step = lambda carry, first, count: _advance(kernel, carry, first, count, key, lanes, loop, draws)
@@ -151,16 +178,24 @@ def _start(kernel, x0, steps, key, lanes, loop, progress):
 
 
 @program
-def _prepare(kernel, x0, lanes, loop, draws):
-    """The state of the kernel at x0, no sums yet, no chain lost; and the energies of the start, judged outside."""
+def _prepare(kernel, x0, key, lanes, loop, draws):
+    """The state of the kernel at x0, no sums yet, no chain lost; and energies of the start, judged outside."""
     batched = lanes.ndim
     x0 = _lanes_last(x0) if batched else x0
     with starts() as energies:
-        state = x0 if hasattr(x0, "position") else kernel.init(x0)
+        state = x0 if hasattr(x0, "position") else kernel.init(x0, *_start_key(kernel, key, lanes))
     view = jax.eval_shape(lambda s: _observed(loop, s, batched), state)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), view)
     sums = statistics.begin(empty, batched, draws) if loop.stats and draws else None
     return (state, sums, jnp.full(lanes.shape, -1, jnp.int32)), energies
+
+
+def _start_key(kernel, key, lanes):
+    """A key for each chain to start with, which no step uses; nothing for the kernels that need none."""
+    if not kernel.starts_with_key:
+        return ()
+    fresh = lambda lane: jax.random.fold_in(jax.random.fold_in(key, np.uint32(2**32 - 1)), lane)
+    return (jax.vmap(fresh)(lanes) if lanes.ndim else fresh(lanes),)
 
 
 @program
@@ -177,7 +212,9 @@ def _finish(carry, out, lanes, loop, draws):
     if lanes.ndim:
         state, samples, info = _lanes_first(state), _lanes_first(samples, 1), _lanes_first(info, 1)
     code = jnp.where(bad >= 0, Code.diverged, Code.ok)
-    return Run(state, samples, info, result, status(code, jnp.where(bad >= 0, bad, draws * loop.save_every)))
+    last = loop.first + draws * loop.save_every
+    outcome = status(code, jnp.where(bad >= 0, bad, last))
+    return Run(state=state, samples=samples, info=info, stats=result, status=outcome)
 
 
 def _observed(loop, state, batched):
@@ -191,7 +228,7 @@ def _advance(kernel, carry, first, saves, key, lanes, loop, draws):
     state, sums, bad = carry
     batched, every = lanes.ndim, loop.save_every
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[: x.ndim - batched], x.dtype), state.position)
-    draw = lambda k: kernel.draw(jax.random.fold_in(key, k), one, lanes)
+    draw = lambda k: kernel.draw(jax.random.fold_in(key, loop.first + k), one, lanes)
     numbers = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(draw, jnp.int32(0))))
     chunk = noise.chunk_length(numbers)
 
@@ -224,7 +261,7 @@ def _advance(kernel, carry, first, saves, key, lanes, loop, draws):
             sums = statistics.update(sums, seen, batched, draws)
         finite = [jnp.isfinite(leaf).all(tuple(range(leaf.ndim - batched))) for leaf in jax.tree.leaves(state.position)]
         lost = ~jnp.stack(finite).all(0)
-        bad = jnp.where(lost & (bad < 0), (i + 1) * every, bad)
+        bad = jnp.where(lost & (bad < 0), loop.first + (i + 1) * every, bad)
         return (state, sums, bad), (seen if loop.keep else None, info)
 
     first_out = (_observed(loop, state, batched) if loop.keep else None, nothing)

@@ -17,12 +17,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from physml.core.check import number
+from physml.core import check
+from physml.core.program import program
 from physml.core.tree import total
-from physml.core.types import Scalar, is_traced
+from physml.core.types import Scalar
 
 
 class AbstractNonsmooth(eqx.Module):
@@ -55,7 +57,7 @@ class L1(AbstractNonsmooth):
     centre: Array | None
 
     def __init__(self, weight: Scalar = 1.0, centre: Any = None):
-        self.weight = number(weight, "weight", least=0)
+        self.weight = check.number(weight, "weight", least=0)
         self.centre = None if centre is None else jnp.asarray(centre)
 
     def __call__(self, x: PyTree) -> Array:
@@ -73,7 +75,7 @@ class SquaredL2(AbstractNonsmooth):
     weight: Array
 
     def __init__(self, weight: Scalar = 1.0):
-        self.weight = number(weight, "weight", least=0)
+        self.weight = check.number(weight, "weight", least=0)
 
     def __call__(self, x: PyTree) -> Array:
         square = total(jax.tree.map(jnp.square, x), 0)
@@ -93,7 +95,7 @@ class GroupL2(AbstractNonsmooth):
     axis: int | tuple[int, ...] | None = eqx.field(static=True)
 
     def __init__(self, weight: Scalar = 1.0, axis: int | tuple[int, ...] | None = -1):
-        self.weight, self.axis = number(weight, "weight", least=0), axis
+        self.weight, self.axis = check.number(weight, "weight", least=0), axis
 
     def __call__(self, x: Array) -> Array:
         return self.weight.astype(x.dtype) * jnp.sum(_norm(x, self.axis))
@@ -111,9 +113,7 @@ class Box(AbstractNonsmooth):
     upper: Array
 
     def __init__(self, lower: Any = 0.0, upper: Any = jnp.inf):
-        self.lower, self.upper = jnp.asarray(lower), jnp.asarray(upper)
-        if not is_traced((self.lower, self.upper)) and not bool(jnp.all(self.lower < self.upper)):
-            raise ValueError(f"a box needs lower < upper, got {lower} and {upper}")
+        self.lower, self.upper = ordered(lower, upper)
 
     def __call__(self, x: Array) -> Array:
         return _indicator(jnp.all((x >= self.lower.astype(x.dtype)) & (x <= self.upper.astype(x.dtype))), x)
@@ -134,7 +134,7 @@ class Ball(AbstractNonsmooth):
     centre: Array | None
 
     def __init__(self, radius: Scalar = 1.0, centre: Any = None):
-        self.radius = number(radius, "radius", above=0)
+        self.radius = check.number(radius, "radius", above=0)
         self.centre = None if centre is None else jnp.asarray(centre)
 
     def __call__(self, x: Array) -> Array:
@@ -162,34 +162,46 @@ class TotalVariation(AbstractNonsmooth):
     iterations: int = eqx.field(static=True)
 
     def __init__(self, weight: Scalar = 1.0, iterations: int = 20):
-        if not isinstance(iterations, int) or iterations < 1:
-            raise ValueError(f"iterations must be an integer of at least 1, got {iterations!r}")
-        self.weight, self.iterations = number(weight, "weight", least=0), iterations
+        self.weight = check.number(weight, "weight", least=0)
+        self.iterations = check.count(iterations, "iterations")
 
     def __call__(self, x: Array) -> Array:
         square = sum(d**2 for d in _differences(x))
         return self.weight.astype(x.dtype) * jnp.sum(_root(square))
 
     def prox(self, x: Array, smoothing: Any) -> Array:
-        amount = jnp.asarray(smoothing * self.weight, x.dtype)
-        still = amount == 0
-        amount = jnp.where(still, 1, amount)
-        momentum = [1.0]
-        for _ in range(self.iterations):
-            momentum.append((1 + (1 + 4 * momentum[-1] ** 2) ** 0.5) / 2)
-        pushes = jnp.asarray([(a - 1) / b for a, b in itertools.pairwise(momentum)], x.dtype)
+        return _least_variation(x, jnp.asarray(smoothing, x.dtype) * self.weight.astype(x.dtype), self.iterations)
 
-        def step(carry, push):
-            p, ahead = carry
-            slope = _differences(x / amount - _adjoint(ahead))
-            new = [a + d / 8 for a, d in zip(ahead, slope, strict=True)]
-            length = jnp.maximum(_root(new[0] ** 2 + new[1] ** 2), 1)
-            new = (new[0] / length, new[1] / length)
-            return (new, (new[0] + push * (new[0] - p[0]), new[1] + push * (new[1] - p[1]))), None
 
-        zero = (jnp.zeros_like(x), jnp.zeros_like(x))
-        (p, _), _ = lax.scan(step, (zero, zero), pushes)
-        return jnp.where(still, x, x - amount * _adjoint(p))
+@program
+def _least_variation(x, amount, iterations):
+    """The image that the dual's steps lead to; `amount`: lambda w."""
+    still = amount == 0
+    amount = jnp.where(still, 1, amount)
+    momentum = [1.0]
+    for _ in range(iterations):
+        momentum.append((1 + (1 + 4 * momentum[-1] ** 2) ** 0.5) / 2)
+    pushes = jnp.asarray([(a - 1) / b for a, b in itertools.pairwise(momentum)], x.dtype)
+
+    def step(carry, push):
+        p, ahead = carry
+        slope = _differences(x / amount - _adjoint(ahead))
+        new = [a + d / 8 for a, d in zip(ahead, slope, strict=True)]
+        length = jnp.maximum(_root(new[0] ** 2 + new[1] ** 2), 1)
+        new = (new[0] / length, new[1] / length)
+        return (new, (new[0] + push * (new[0] - p[0]), new[1] + push * (new[1] - p[1]))), None
+
+    zero = (jnp.zeros_like(x), jnp.zeros_like(x))
+    (p, _), _ = lax.scan(step, (zero, zero), pushes)
+    return jnp.where(still, x, x - amount * _adjoint(p))
+
+
+def ordered(lower: Any, upper: Any) -> tuple[Array, Array]:
+    """Both edges of a box as arrays; a `ValueError` unless lower < upper, where they are known."""
+    low, high = check.known(lower), check.known(upper)
+    if low is not None and high is not None and not np.all(low < high):
+        raise ValueError(f"a box needs lower < upper, got {lower} and {upper}")
+    return jnp.asarray(lower), jnp.asarray(upper)
 
 
 def soft_threshold(x: Array, amount: Array) -> Array:

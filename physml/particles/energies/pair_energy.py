@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from physml.core import check
+from physml.core.program import program
 from physml.core.types import is_traced
 from physml.particles.pairs.backends import AbstractBackend, Dense, _finite_on_diagonal
 
@@ -22,8 +24,10 @@ class PairEnergy(eqx.Module):
     there, and contribute nothing where they are not.
 
     **Cost.** N^2 pairs for the energy, N^2 pairs of $\nabla_1 \phi$ for the gradient; nothing is kept for a backward
-    pass but x. **Errors.** `ValueError` for x that is not (N, d), a kernel that is not a scalar, another backend, and,
-    outside of jit and grad, for a kernel that is not symmetric.
+    pass but x. Outside jit a kernel that is written anew in the call compiles anew: define it once.
+
+    **Errors.** `ValueError` for x that is not (N, d), a kernel that is not a scalar, another backend, and, outside of
+    jit and grad, for a kernel that is not symmetric.
 
     **Example.**
     ```python
@@ -36,25 +40,35 @@ class PairEnergy(eqx.Module):
     backend: AbstractBackend = Dense()
 
     def __check_init__(self):
-        if not isinstance(self.backend, Dense):
-            raise ValueError(f"PairEnergy needs the backend Dense, got {self.backend}; for a force, use PairSum")
+        check.function(self.kernel, "kernel", "of two points")
+        check.instance(self.backend, "backend", Dense, "a Dense (for a force with another, use PairSum)")
 
     def __call__(self, x: Array) -> Array:
         if x.ndim != 2:
             raise ValueError(f"PairEnergy needs points (N, d); got {x.shape}")
         self._check(x)
-        # What the kernel closes over becomes an argument, so that derivatives reach it.
-        phi, closed = jax.closure_convert(self.kernel, x[0], x[0])
-        return _energy(phi, self.backend)(x, closed)
+        return _total(self.kernel, self.backend, x)
 
     def _check(self, x):
         out = jax.eval_shape(self.kernel, x[0], x[0])
         if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != ():
             raise ValueError(f"the kernel of a PairEnergy must return a scalar; got {out}")
         if len(x) > 1 and not is_traced((x, self.kernel)):
-            there, back = self.kernel(x[0], x[1]), self.kernel(x[1], x[0])
-            if not is_traced(there) and abs(float(there - back)) > 1e-3 * (1 + abs(float(there))):
-                raise ValueError(f"the kernel must be symmetric; got {float(there):g} and {float(back):g} for one pair")
+            pair = check.known(_both_ways(self.kernel, x))
+            if pair is not None and abs(pair[0] - pair[1]) > 1e-3 * (1 + abs(pair[0])):
+                raise ValueError(f"the kernel must be symmetric; got {pair[0]:g} and {pair[1]:g} for one pair")
+
+
+@program
+def _both_ways(kernel, x):
+    return jnp.stack([kernel(x[0], x[1]), kernel(x[1], x[0])])
+
+
+@program
+def _total(kernel, backend, x):
+    # What the kernel closes over becomes an argument, so that derivatives reach it.
+    phi, closed = jax.closure_convert(kernel, x[0], x[0])
+    return _energy(phi, backend)(x, closed)
 
 
 def _energy(phi, backend):

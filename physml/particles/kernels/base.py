@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from physml.core import noise
-from physml.core.check import known, number
+from physml.core import check, noise
 from physml.core.program import program
 from physml.core.tree import plus as plus, total as total
-from physml.core.types import Energy, Key, Scalar
+from physml.core.types import Energy, Key
 
 K = TypeVar("K", bound="AbstractKernel")
 
@@ -52,11 +51,17 @@ class AbstractKernel(eqx.Module):
 
     `step(rng_key, state) -> (state, info)` is derived from them, so that the kernel runs in any loop that takes an
     `(init, step)` pair; `run` moves with the noise of `fold_in(key, k)` at step k. Every state has a `position`.
+
+    `rejects`: whether a move may leave the state where it was, by chance; such a move is no linear map.
+    `starts_with_key`: whether `init` is random, and `run` must give it a key.
     """
 
+    rejects: ClassVar[bool] = False
+    starts_with_key: ClassVar[bool] = False
+
     @abc.abstractmethod
-    def init(self, position: PyTree) -> Any:
-        """The state at a position."""
+    def init(self, position: PyTree, rng_key: Key | None = None) -> Any:
+        """The state at a position. No kernel of ours needs a key for it; loops that give one may."""
 
     @abc.abstractmethod
     def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
@@ -70,12 +75,28 @@ class AbstractKernel(eqx.Module):
         """The next state, and what is to be known about the move."""
 
     def step(self, rng_key: Key, state: Any) -> tuple[Any, Info]:
-        """One move of one chain with fresh noise."""
-        return self.move(state, self.draw(rng_key, state.position, 0))
+        """One move of one chain with fresh noise; outside jit one program."""
+        return _step(self, rng_key, state)
+
+
+@program
+def _step(kernel, key, state):
+    return kernel.move(state, kernel.draw(key, state.position, 0))
+
+
+def check_kernel(kernel: Any) -> None:
+    """Raise a `ValueError` for what is no kernel."""
+    check.instance(kernel, "kernel", AbstractKernel, "a kernel, such as overdamped(energy, step_size)")
 
 
 def over_lanes(kernel: K) -> K:
-    """The same kernel for many chains, on the last axis."""
+    """The same kernel for many chains, on the last axis; a `ValueError` for one that is written for a single chain."""
+    check_kernel(kernel)
+    if "lanes" not in {field.name for field in dataclasses.fields(kernel)}:
+        raise ValueError(
+            f"{type(kernel).__name__} moves one chain: give it a field `lanes`, an integer, static, 0 by default, "
+            "and let it move arrays that end in so many axes of chains; or map `run` with jax.vmap"
+        )
     return dataclasses.replace(kernel, lanes=1)
 
 
@@ -109,22 +130,25 @@ def value_and_gradient(energy: Energy, x: PyTree, lanes: int) -> tuple[Array, Py
 
 def check_energy(energy: Energy, position: PyTree, lanes: int, scale: PyTree | None = None) -> None:
     """Raise a `ValueError` unless the energy of one position is a real scalar, finite where it can be known."""
-    if not callable(energy):
-        raise ValueError(f"energy must be a function of the position, got {type(energy).__name__}")
+    check.function(energy, "energy", "of the position")
     check_position(position)
     check_scale(scale, position, lanes)
     one = position if lanes == 0 else jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[..., 0], x), position)
-    out = jax.eval_shape(energy, one)
+    try:
+        out = jax.eval_shape(energy, one)
+    except jax.errors.ConcretizationTypeError as error:
+        raise ValueError("energy must return an array of JAX; it asks for the value of one, as float() does") from error
     if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"energy must return a real scalar of shape (); got {out}")
 
 
-_starts: contextvars.ContextVar[list[Array] | None] = contextvars.ContextVar("starts", default=None)
+_starts: contextvars.ContextVar[list[tuple[Array, str]] | None] = contextvars.ContextVar("starts", default=None)
+_ENERGY = "the energy of the start is not finite{}: start where exp(-energy) is positive"
 
 
 @contextlib.contextmanager
-def starts() -> Iterator[list[Array]]:
-    """The energies that `check_start` is given inside, while they are traced: for the caller to judge outside."""
+def starts() -> Iterator[list[tuple[Array, str]]]:
+    """What `check_start` is given inside, while it is traced: for the caller to judge outside."""
     token = _starts.set([])
     try:
         yield _starts.get()  # type: ignore[misc]
@@ -132,16 +156,18 @@ def starts() -> Iterator[list[Array]]:
         _starts.reset(token)
 
 
-def check_start(energy: Array) -> None:
-    """Raise a `ValueError` for a start of infinite or undefined energy, where that can be known."""
-    values, waiting = known(energy), _starts.get()
-    if values is None:
+def check_start(values: Array, message: str = _ENERGY) -> None:
+    """Raise a `ValueError` for a start of infinite or undefined energy, where that can be known.
+
+    Or of other values, one for each chain, with a `message` in which {} stands for how many chains are concerned.
+    """
+    seen, waiting = check.known(values), _starts.get()
+    if seen is None:
         if waiting is not None:
-            waiting.append(energy)
-    elif not np.isfinite(values).all():
-        bad = np.sum(~np.isfinite(values))
-        many = "" if energy.ndim == 0 else f" for {bad} of {energy.size} chains"
-        raise ValueError(f"the energy of the start is not finite{many}: start where exp(-energy) is positive")
+            waiting.append((values, message))
+    elif not np.isfinite(seen).all():
+        bad = np.sum(~np.isfinite(seen))
+        raise ValueError(message.format("" if seen.ndim == 0 else f" for {bad} of {seen.size} chains"))
 
 
 def check_position(position: PyTree) -> None:
@@ -206,12 +232,17 @@ def _multiply(scale, leaf, lanes):
 
 
 def as_scale(scale: PyTree | None) -> PyTree | None:
-    """Arrays for leaves."""
+    """Arrays for leaves, all of them finite."""
+    for leaf in jax.tree.leaves(scale):
+        check.within(leaf, "scale")
     return None if scale is None else jax.tree.map(jnp.asarray, scale)
 
 
 def check_scale(scale: PyTree | None, position: PyTree, lanes: int) -> None:
-    """Raise a `ValueError` unless a scale is one factor for each entry, one for all, or a matrix for a vector."""
+    """Raise a `ValueError` unless a scale is one factor for each entry, one for all, or a matrix for a vector.
+
+    And unless it is regular, where that can be known: what it maps to zero would never move.
+    """
     if scale is None:
         return
     if jax.tree.structure(scale) != jax.tree.structure(position):
@@ -220,11 +251,13 @@ def check_scale(scale: PyTree | None, position: PyTree, lanes: int) -> None:
         event = jnp.shape(leaf)[: jnp.ndim(leaf) - lanes]
         if s.shape not in ((), event) and not (len(event) == 1 and s.shape == event * 2):
             raise ValueError(f"scale must have the shape of the position, {event}, or be a matrix; got {s.shape}")
+        entries = check.known(s)
+        if entries is not None and not _regular(entries.astype(np.float64), len(event)):
+            raise ValueError("scale must be regular: a zero factor, or a matrix without full rank, freezes a direction")
 
 
-# ---- parameters
-
-
-def positive(value: Scalar, name: str, *, or_zero: bool = False) -> Array:
-    """A parameter as an array, so that another value does not compile again; a `ValueError` if it is negative."""
-    return number(value, name, least=0) if or_zero else number(value, name, above=0)
+def _regular(scale, event):
+    if scale.ndim != event + 1:
+        return bool(np.all(scale != 0))
+    sizes = np.linalg.svd(scale, compute_uv=False)
+    return bool(sizes[-1] > 1e-7 * sizes[0])

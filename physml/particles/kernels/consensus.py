@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core.noise import normal, uniform
 from physml.core.types import Key, Scalar
-from physml.particles.kernels.base import AbstractKernel, Info, check_position, positive
+from physml.particles.kernels.base import AbstractKernel, Info, check_position
 
 
 class Swarm(NamedTuple):
@@ -43,14 +44,14 @@ class Consensus(AbstractKernel):
     batch: int | None = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Array) -> Swarm:
+    def init(self, position: Array, rng_key: Key | None = None) -> Swarm:
         check_position(position)
         x = jnp.asarray(position)
         if x.ndim - self.lanes != 2:
             raise ValueError(f"consensus needs positions (N, d), got {x.shape[: x.ndim - self.lanes]}")
         n = x.shape[0]
-        if self.batch is not None and not 1 <= self.batch <= n:
-            raise ValueError(f"batch must be between 1 and the number of particles, {n}; got {self.batch}")
+        if self.batch is not None:
+            check.count(self.batch, "batch", most=n)
         start = jax.vmap(self._start, -1, -1) if self.lanes else self._start
         return start(x)
 
@@ -125,16 +126,16 @@ def consensus(
     d). See `mean_square_rate` for whether the swarm contracts. **See** Pinnau et al. (2017); Carrillo, Jin, Li and Zhu
     (2021) for anisotropic noise and batches; Riedl, Klock, Geldhauser and Fornasier (2023) for the descent it performs.
     """
-    if noise not in ("isotropic", "anisotropic"):
-        raise ValueError(f"noise must be 'isotropic' or 'anisotropic', got {noise!r}")
+    check.choice(noise, "noise", ("isotropic", "anisotropic"))
+    check.function(energy, "energy", "of the position of one particle")
     return Consensus(
         energy,
-        positive(step_size, "step_size"),
-        positive(alpha, "alpha"),
-        positive(drift, "drift"),
-        positive(diffusion, "diffusion", or_zero=True),
-        positive(memory, "memory", or_zero=True),
-        positive(truncation, "truncation"),
+        check.number(step_size, "step_size", above=0),
+        check.number(alpha, "alpha", above=0),
+        check.number(drift, "drift", above=0),
+        check.number(diffusion, "diffusion", least=0),
+        check.number(memory, "memory", least=0),
+        check.number(truncation, "truncation", above=0, finite=False),
         noise == "anisotropic",
         batch,
     )

@@ -20,12 +20,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from physml.core._status import Code, status
-from physml.core.float64 import in_float64
+from physml.core import check
 from physml.core.noise import normal, uniform
 from physml.core.types import Key, Scalar
-from physml.particles.kernels.base import AbstractKernel, Info, check_position, positive
-from physml.particles.pairs.measure import Histogram, Particles
+from physml.particles.kernels.base import AbstractKernel, Info, check_position
+from physml.particles.pairs.measure import Particles
 
 
 class Players(NamedTuple):
@@ -50,8 +49,10 @@ class Game(eqx.Module):
 
     def __init__(self, objective: Callable, confine_x: Callable, confine_y: Callable, temperature: Any):
         both = temperature if isinstance(temperature, tuple | list) else (temperature, temperature)
+        for name, function in (("objective", objective), ("confine_x", confine_x), ("confine_y", confine_y)):
+            check.function(function, name)
         self.objective, self.confine_x, self.confine_y = objective, confine_x, confine_y
-        self.temperature_x, self.temperature_y = (positive(T, "temperature") for T in both)
+        self.temperature_x, self.temperature_y = (check.number(T, "temperature", above=0) for T in both)
 
     def gradients(self, at: Players, mu: Particles, nu: Particles) -> Players:
         r"""$\nabla \delta_\mu L(\mu, \nu, x_i)$ and $\nabla \delta_\nu L(\mu, \nu, y_j)$ at any points, against
@@ -123,7 +124,7 @@ class DescentAscent(AbstractPlay):
     ratio: Array
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Any) -> Play:
+    def init(self, position: Any, rng_key: Key | None = None) -> Play:
         return Play(_begin(position), None, jnp.zeros((), jnp.int32))
 
     def draw(self, key: Key, position: Any, lanes: Any) -> Players:
@@ -147,7 +148,7 @@ def descent_ascent(game: Game, step_size: Scalar, ratio: Scalar = 1.0) -> Descen
     **State.** `position` = `Players(x, y)`. **Cost.** One gradient of L in each measure.
     **See** Lu, Two-scale gradient descent ascent dynamics (2023), eq. 1.4.
     """
-    return DescentAscent(game, positive(step_size, "step_size"), positive(ratio, "ratio"))
+    return DescentAscent(game, check.number(step_size, "step_size", above=0), check.number(ratio, "ratio", above=0))
 
 
 class AveragedGradient(AbstractPlay):
@@ -159,7 +160,7 @@ class AveragedGradient(AbstractPlay):
     slots: int = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Any) -> Play:
+    def init(self, position: Any, rng_key: Key | None = None) -> Play:
         at = _begin(position)
         copies = jax.tree.map(lambda z: jnp.broadcast_to(z[None], (self.slots, *z.shape)), at)
         return Play(at, (copies, jnp.zeros((), at.x.dtype)), jnp.zeros((), jnp.int32))
@@ -193,9 +194,8 @@ def averaged_gradient(game: Game, step_size: Scalar, power: Scalar = 1.0, slots:
     **Arguments.** `power`: r >= 0. `slots`: measures remembered. **Cost.** `slots` gradients of L.
     **See** Kim, Yamamoto, Oko, Yang and Suzuki, Symmetric mean-field Langevin dynamics (2024), algorithm 1.
     """
-    if not isinstance(slots, int) or slots < 1:
-        raise ValueError(f"slots must be an integer of at least 1, got {slots!r}")
-    return AveragedGradient(game, positive(step_size, "step_size"), positive(power, "power", or_zero=True), slots)
+    h, power = check.number(step_size, "step_size", above=0), check.number(power, "power", least=0)
+    return AveragedGradient(game, h, power, check.count(slots, "slots"))
 
 
 class AnchoredBestResponse(AbstractPlay):
@@ -207,7 +207,7 @@ class AnchoredBestResponse(AbstractPlay):
     inner: int = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Any) -> Play:
+    def init(self, position: Any, rng_key: Key | None = None) -> Play:
         at = _begin(position)
         return Play(at, at, jnp.zeros((), jnp.int32))
 
@@ -241,70 +241,5 @@ def anchored_best_response(game: Game, step_size: Scalar, rate: Scalar = 0.1, in
     were; every particle is then replaced by its response with probability $\beta$ = `rate`.
     **Cost.** `inner` gradients of L a move. **See** Kim et al. (2024), algorithm 2.
     """
-    if not isinstance(inner, int) or inner < 1:
-        raise ValueError(f"inner must be an integer of at least 1, got {inner!r}")
-    rate = positive(rate, "rate")
-    return AnchoredBestResponse(game, positive(step_size, "step_size"), rate, inner)
-
-
-def exploitability(game: Game, mu: Histogram, nu: Histogram) -> Array:
-    r"""Nikaido and Isoda's error of a pair of laws, for an objective that is linear in each of them:
-
-    $$\mathrm{NI}(\mu, \nu) = \max_{\nu'} L_T(\mu, \nu') - \min_{\mu'} L_T(\mu', \nu) \ge 0,$$
-
-    zero at the equilibrium alone; $L_T$ includes both relative entropies. The optima are Gibbs laws, so
-
-    $$\min_{\mu'} = -T_x \ln \sum e^{-\delta_\mu L/T_x - r_x} + \dots$$
-
-    **Arguments.** Laws as `Histogram` on grids of points (K, d), the same grids for every law compared: the sums run
-    over the grid. **Returns** NI (energy), computed in float64.
-    """
-    return _exploitability(game, mu.points, mu.p, nu.points, nu.p)
-
-
-@in_float64
-def _exploitability(game, x, p, y, q):
-    tx, ty = game.temperature_x, game.temperature_y
-    mu, nu = Particles(x, p), Particles(y, q)
-    payoff_x = jax.grad(lambda w: game.objective(Particles(x, w), nu))(p)
-    payoff_y = jax.grad(lambda w: game.objective(mu, Particles(y, w)))(q)
-    reference_x, reference_y = -jax.vmap(game.confine_x)(x), -jax.vmap(game.confine_y)(y)
-    entropy = lambda w, reference: jnp.sum(jax.scipy.special.xlogy(w, w) - w * reference)
-    # L is linear in each measure, so L(mu', nu) is the sum of mu' times the payoff.
-    best_y = ty * jax.nn.logsumexp(payoff_y / ty + reference_y) + tx * entropy(p, reference_x)
-    best_x = -tx * jax.nn.logsumexp(-payoff_x / tx + reference_x) - ty * entropy(q, reference_y)
-    return best_y - best_x
-
-
-def gibbs_equilibrium(
-    game: Game, x: Array, y: Array, *, damping: float = 0.2, tol: float = 1e-10, max_steps: int = 5000
-) -> tuple[Histogram, Histogram]:
-    r"""The mixed equilibrium on two grids of points: damped iteration of the Gibbs laws of the best responses.
-
-    **Returns** `Histogram`s of mu and nu. **Errors.** `Failure` if the iteration does not converge.
-    """
-    p, q, residual = _iterate(game, x, y, damping, tol, max_steps)
-    code = jnp.where(residual <= tol, Code.ok, Code.not_converged)
-    status(code, max_steps).check("gibbs_equilibrium")
-    return Histogram(p, x), Histogram(q, y)
-
-
-@in_float64
-def _iterate(game, x, y, damping, tol, max_steps):
-    reference_x, reference_y = -jax.vmap(game.confine_x)(x), -jax.vmap(game.confine_y)(y)
-
-    def step(carry):
-        lp, lq, _, k = carry
-        p, q = jax.nn.softmax(lp), jax.nn.softmax(lq)
-        mu, nu = Particles(x, p), Particles(y, q)
-        payoff_x = jax.grad(lambda w: game.objective(Particles(x, w), nu))(p)
-        payoff_y = jax.grad(lambda w: game.objective(mu, Particles(y, w)))(q)
-        to_p = jax.nn.log_softmax(-payoff_x / game.temperature_x + reference_x)
-        to_q = jax.nn.log_softmax(payoff_y / game.temperature_y + reference_y)
-        change = jnp.sum(jnp.abs(jnp.exp(to_p) - p)) + jnp.sum(jnp.abs(jnp.exp(to_q) - q))
-        mix = lambda old, new: jax.nn.log_softmax(old + damping * (new - old))
-        return mix(lp, to_p), mix(lq, to_q), change, k + 1
-
-    start = jax.nn.log_softmax(reference_x), jax.nn.log_softmax(reference_y), jnp.asarray(jnp.inf), jnp.asarray(0)
-    lp, lq, change, _ = lax.while_loop(lambda c: (c[2] > tol) & (c[3] < max_steps), step, start)
-    return jnp.exp(lp), jnp.exp(lq), change
+    h, rate = check.number(step_size, "step_size", above=0), check.number(rate, "rate", above=0, most=1)
+    return AnchoredBestResponse(game, h, rate, check.count(inner, "inner"))

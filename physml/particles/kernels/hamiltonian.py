@@ -1,6 +1,6 @@
 r"""Hamiltonian Monte Carlo: a trajectory of $H = E(x) + |p|^2/2$ with fresh momenta, accepted as a whole or not."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from physml.core import noise as streams
+from physml.core import check, noise as streams
 from physml.core.types import Energy, Key, Scalar
 from physml.particles.kernels.base import (
     AbstractKernel,
@@ -21,7 +21,6 @@ from physml.particles.kernels.base import (
     metropolis,
     normals,
     plus,
-    positive,
     pull,
     push,
     scaled,
@@ -33,6 +32,8 @@ from physml.particles.kernels.base import (
 class Hmc(AbstractKernel):
     """See `hmc`."""
 
+    rejects: ClassVar[bool] = True
+
     energy: Energy
     step_size: Array
     steps: int = eqx.field(static=True)
@@ -41,7 +42,7 @@ class Hmc(AbstractKernel):
     scale: PyTree | None = None
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree) -> Evaluated:
+    def init(self, position: PyTree, rng_key: Key | None = None) -> Evaluated:
         check_energy(self.energy, position, self.lanes, self.scale)
         value, grad = value_and_gradient(self.energy, position, self.lanes)
         check_start(value)
@@ -101,9 +102,7 @@ def hmc(
     **Errors** as in `mala`, and for steps below 1. **See** Neal (2011), eq. 2.28 to 2.30; Bou-Rabee and
     Sanz-Serna (2017) for exponential durations.
     """
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
-    if duration not in ("fixed", "uniform", "exponential"):
-        raise ValueError(f"duration must be 'fixed', 'uniform' or 'exponential', got {duration!r}")
-    h, T = positive(step_size, "step_size"), positive(temperature, "temperature")
+    steps = check.count(steps, "steps")
+    check.choice(duration, "duration", ("fixed", "uniform", "exponential"))
+    h, T = check.number(step_size, "step_size", above=0), check.number(temperature, "temperature", above=0)
     return Hmc(energy, h, steps, T, duration, as_scale(scale))

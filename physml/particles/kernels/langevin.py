@@ -5,13 +5,14 @@ stationary law is the same. It is that of $y = L^{-1} x$; an L with $L L^T$ near
 directions alike.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core.types import Energy, Key, Scalar
 from physml.particles.kernels.base import (
     AbstractKernel,
@@ -26,7 +27,6 @@ from physml.particles.kernels.base import (
     metropolis,
     normals,
     plus,
-    positive,
     pull,
     push,
     scaled,
@@ -45,7 +45,7 @@ class Overdamped(AbstractKernel):
     scale: PyTree | None = None
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree) -> Position:
+    def init(self, position: PyTree, rng_key: Key | None = None) -> Position:
         check_energy(self.energy, position, self.lanes, self.scale)
         check_start(value_and_gradient(self.energy, position, self.lanes)[0])
         return Position(position)
@@ -64,13 +64,15 @@ class Overdamped(AbstractKernel):
 class Mala(AbstractKernel):
     """See `mala`."""
 
+    rejects: ClassVar[bool] = True
+
     energy: Energy
     step_size: Array
     temperature: Array
     scale: PyTree | None = None
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree) -> Evaluated:
+    def init(self, position: PyTree, rng_key: Key | None = None) -> Evaluated:
         check_energy(self.energy, position, self.lanes, self.scale)
         value, grad = value_and_gradient(self.energy, position, self.lanes)
         check_start(value)
@@ -111,11 +113,11 @@ def overdamped(
     **Example.**
     ```python
     kernel = overdamped(lambda x: jnp.sum(x**2) / 2, step_size=0.05)
-    run = physml.particles.run(kernel, jnp.zeros(3), 10_000, key=jax.random.key(0), thin=10)
+    run = physml.particles.run(kernel, jnp.zeros(3), 10_000, key=jax.random.key(0), save_every=10)
     ```
     """
-    temperature = positive(temperature, "temperature", or_zero=True)
-    return Overdamped(energy, positive(step_size, "step_size"), temperature, as_scale(scale))
+    temperature = check.number(temperature, "temperature", least=0)
+    return Overdamped(energy, check.number(step_size, "step_size", above=0), temperature, as_scale(scale))
 
 
 def mala(energy: Energy, step_size: Scalar, temperature: Scalar = 1.0, *, scale: PyTree | None = None) -> Mala:
@@ -129,5 +131,5 @@ def mala(energy: Energy, step_size: Scalar, temperature: Scalar = 1.0, *, scale:
     **Arguments, errors** as in `overdamped`, but T > 0. **Cost.** One gradient.
     **See** Roberts and Tweedie (1996), section 1.4.2; Roberts and Rosenthal (1998) for the acceptance.
     """
-    temperature = positive(temperature, "temperature")
-    return Mala(energy, positive(step_size, "step_size"), temperature, as_scale(scale))
+    temperature = check.number(temperature, "temperature", above=0)
+    return Mala(energy, check.number(step_size, "step_size", above=0), temperature, as_scale(scale))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core.types import Key, Scalar
 from physml.particles.kernels.base import (
     AbstractKernel,
@@ -24,7 +25,6 @@ from physml.particles.kernels.base import (
     check_position,
     normals as _normals,
     plus,
-    positive,
     scaled,
 )
 from physml.particles.kernels.langevin import Overdamped, overdamped
@@ -110,7 +110,7 @@ class Interacting(AbstractKernel):
     temperature: Array
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Array) -> Position:
+    def init(self, position: Array, rng_key: Key | None = None) -> Position:
         check_position(position)
         return Position(position)
 
@@ -140,6 +140,7 @@ def interacting(drift: Callable, step_size: Scalar, temperature: Scalar = 0.0) -
     `gaussian_limit` solves the mean-field limit of linear drifts; `mean_field_langevin` is for drifts with a
     functional.
     """
-    if not callable(drift):
-        raise ValueError(f"drift must be a function (x, measure, key), got {type(drift).__name__}")
-    return Interacting(drift, positive(step_size, "step_size"), positive(temperature, "temperature", or_zero=True))
+    check.function(drift, "drift", "(x, measure, key)")
+    return Interacting(
+        drift, check.number(step_size, "step_size", above=0), check.number(temperature, "temperature", least=0)
+    )

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from physml.core import noise as streams
+from physml.core import check, noise as streams
 from physml.core.types import Energy, Key, Scalar
 from physml.particles.kernels.base import (
     AbstractKernel,
@@ -33,7 +33,6 @@ from physml.particles.kernels.base import (
     check_position,
     normals,
     plus,
-    positive,
     scaled,
 )
 
@@ -74,9 +73,9 @@ class MinibatchEnergy(eqx.Module):
         sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(data)}
         if len(sizes) != 1 or sizes & {(), (0,)}:
             raise ValueError(f"data must be arrays (N, ...) of one N; got {[x.shape for x in jax.tree.leaves(data)]}")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-        self.term, self.data, self.prior, self.batch_size = term, data, prior, batch_size
+        check.function(term, "term", "of a position and one datum")
+        self.term, self.data, self.prior = term, data, prior
+        self.batch_size = check.count(batch_size, "batch_size")
         self.control = self.at_control = None
         if control is not None:
             self.at_control, self.control = jax.grad(self.__call__)(control), control
@@ -117,7 +116,9 @@ class StochasticGradient(AbstractKernel):
     shuffle: bool = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree, momentum: PyTree | None = None) -> Position | Moving:
+    def init(
+        self, position: PyTree, rng_key: Key | None = None, *, momentum: PyTree | None = None
+    ) -> Position | Moving:
         check_position(position)
         if self.friction is None:
             return Position(position)
@@ -215,120 +216,21 @@ def sghmc(
     **Arguments, errors** as in `sgld`; `friction`: $\gamma > 0$. **Cost.** One batch gradient for each B.
     **See** Chen, Fox and Guestrin (2014); Franzese et al., Hamiltonian SDEs with minibatches.
     """
-    if scheme not in ("euler", "BAOAB", "OBABO", "OABAO", "ABOBA"):
-        raise ValueError(f"scheme must be euler, BAOAB, OBABO, OABAO or ABOBA; got {scheme!r}")
-    return _stochastic(energy, step_size, positive(friction, "friction"), temperature, scheme, shuffle)
+    check.choice(scheme, "scheme", ("euler", "BAOAB", "OBABO", "OABAO", "ABOBA"))
+    return _stochastic(energy, step_size, check.number(friction, "friction", above=0), temperature, scheme, shuffle)
 
 
 def _stochastic(energy, step_size, friction, temperature, scheme, shuffle):
-    _check_data(energy)
+    check_data(energy)
     if shuffle and energy.size % energy.batch_size:
         raise ValueError(f"an epoch needs a batch_size that divides the {energy.size} data, got {energy.batch_size}")
-    h, T = positive(step_size, "step_size"), positive(temperature, "temperature", or_zero=True)
+    h, T = check.number(step_size, "step_size", above=0), check.number(temperature, "temperature", least=0)
     return StochasticGradient(
         energy=energy, step_size=h, friction=friction, temperature=T, scheme=scheme, shuffle=shuffle
     )
 
 
-def _check_data(energy):
-    if not isinstance(energy, MinibatchEnergy):
-        raise ValueError(f"energy must be a MinibatchEnergy(term, data, batch_size), got {type(energy).__name__}")
+def check_data(energy):
+    check.instance(energy, "energy", MinibatchEnergy, "a MinibatchEnergy(term, data, batch_size)")
     if energy.batch_size > energy.size:
         raise ValueError(f"batch_size must be at most the {energy.size} data, got {energy.batch_size}")
-
-
-class Remembering(NamedTuple):
-    """A position, past positions (memory, ...), and how many moves were made."""
-
-    position: PyTree
-    memory: PyTree
-    moves: Array
-
-
-class Structured(AbstractKernel):
-    """See `structured`."""
-
-    energy: MinibatchEnergy
-    labels: PyTree
-    step_size: Array
-    temperature: Array
-    blocks: int = eqx.field(static=True)
-    memory: int = eqx.field(static=True)
-    every: int = eqx.field(static=True)
-    keep: float | None = eqx.field(static=True)
-    lanes: int = eqx.field(static=True, default=0)
-
-    def init(self, position: PyTree) -> Remembering:
-        check_position(position)
-        past = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (self.memory, *x.shape)), position)
-        return Remembering(position, past, jnp.zeros_like(accepted(position, self.lanes).acceptance))
-
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
-        u = streams.uniform(key, 2, jax.ShapeDtypeStruct((self.blocks + 1,), jnp.float32), lanes)
-        slot = jnp.minimum((u[-1] * self.memory).astype(jnp.int32), self.memory - 1)
-        if self.keep is not None:
-            mask = u[:-1] <= self.keep
-        else:
-            mask = jnp.arange(self.blocks).reshape(-1, *(1,) * (u.ndim - 1)) == jnp.minimum(
-                (u[:1] * self.blocks).astype(jnp.int32), self.blocks - 1
-            )
-        return normals(key, position, lanes), draw_batch(key, self.energy, lanes), mask, slot
-
-    def move(self, state: Remembering, noise: PyTree) -> tuple[Remembering, Info]:
-        xi, batch, mask, slot = noise
-        x, h = state.position, self.step_size
-        chosen = jax.tree.map(lambda label, leaf: mask[label].astype(leaf.dtype), self.labels, x)
-
-        def recall(past):
-            index = slot.reshape((1,) * (past.ndim - slot.ndim) + slot.shape)
-            return jnp.take_along_axis(past, jnp.broadcast_to(index, (1, *past.shape[1:])), axis=0)[0]
-
-        mixed = jax.tree.map(lambda r, a, past: r * a + (1 - r) * recall(past), chosen, x, state.memory)
-        weight = self.blocks if self.keep is None else 1 / self.keep
-        grad = jax.tree.map(lambda r, g: weight * r * g, chosen, batch_gradient(self.energy, mixed, batch, self.lanes))
-        x = plus(x, scaled(-h, grad), scaled(jnp.sqrt(2 * self.temperature * h), xi))
-        place = jnp.mod(jnp.floor(state.moves / self.every), self.memory)
-
-        def write(past, leaf):
-            at = place.reshape((1,) * (leaf.ndim + 1 - place.ndim) + place.shape)
-            here = jnp.arange(self.memory, dtype=place.dtype).reshape(-1, *(1,) * leaf.ndim) == at
-            return jnp.where(here, leaf[None], past)
-
-        return Remembering(x, jax.tree.map(write, state.memory, x), state.moves + 1), accepted(xi, self.lanes)
-
-
-def structured(
-    energy: MinibatchEnergy,
-    labels: PyTree,
-    step_size: Scalar,
-    temperature: Scalar = 1.0,
-    *,
-    memory: int = 100,
-    every: int = 1,
-    keep: float | None = None,
-) -> Structured:
-    r"""Structured SGLD: blocks of parameters that feel each other only on average, $q(x) = \prod_b q_b(x_b)$ with
-
-    $$q_b(x_b) \propto \exp\Bigl(-\tfrac1T E_{x_{-b} \sim q_{-b}}\, E(x_b, x_{-b})\Bigr),$$
-
-    the fixed point of mean-field variational inference without a parametric form. The other blocks come from the past
-    of the chain. Each move takes the gradient of one random block; for a Gaussian of precision $\Lambda$ the blocks
-    tend to independent Gaussians of precision $\Lambda_{bb}$ with the right mean as $h \to 0$ and the memory grows
-    long.
-    **Arguments.** `labels`: a pytree like the position of integers, the block of each entry, from 0. `memory`: how many
-    past positions, one `every` so many moves; they must span many correlation times. `keep`: the dropout version,
-    in which each block is at its present value with this probability and else at a past one: cheaper for many blocks,
-    and between the two laws (1 is SGLD).
-    **Cost.** One batch gradient. **Errors.** `ValueError` for labels or probabilities out of range.
-    **See** Alexos, Boyd and Mandt, Structured stochastic gradient MCMC (2022).
-    """
-    _check_data(energy)
-    labels = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), labels)
-    blocks = 1 + max(int(leaf.max()) for leaf in jax.tree.leaves(labels))
-    if keep is not None and not 0 < keep <= 1:
-        raise ValueError(f"keep must be a probability above 0, got {keep}")
-    if memory < 1 or every < 1 or min(int(leaf.min()) for leaf in jax.tree.leaves(labels)) < 0:
-        raise ValueError(f"memory and every must be at least 1 and labels at least 0; got {memory} and {every}")
-    parts = {"step_size": positive(step_size, "step_size"), "blocks": blocks, "memory": memory, "every": every}
-    T = positive(temperature, "temperature", or_zero=True)
-    return Structured(energy=energy, labels=labels, temperature=T, keep=keep, **parts)

@@ -7,22 +7,13 @@ With $\varphi'' = \nabla^2 \varphi$ both diffusions below leave $e^{-E/T}$ on th
 | `riemannian` | $y' = y - h\nabla E(x) + \sqrt{2Th\,\varphi''(x)}\,\xi$ |
 | `dual` | $y' = y - h\nabla_y\bigl[E(x) + T \ln\det\varphi''(x)\bigr] + \sqrt{2Th}\,\xi,\quad x = \nabla\varphi^*(y)$ |
 
-The Legendre functions act entry by entry and their duals are all of R^d, so that no step is lost:
-
-| Legendre function | domain | $y$ | $\varphi''$ |
-|---|---|---|---|
-| `Quadratic(m)` | all | $mx$ | $m$ |
-| `Entropy` | $x > 0$ | $\ln x$ | $1/x$ |
-| `SimplexEntropy` | $x > 0,\ \sum x = 1$ | $\ln x$, up to a constant | $1/x$ |
-| `BoxEntropy(a, b)` | $a < x < b$ | $\ln\frac{x - a}{b - x}$ | $\frac1{x - a} + \frac1{b - x}$ |
-| `LogBarrier(a, b)` | $a < x < b$ | $\frac1{b - x} - \frac1{x - a}$ | $\frac1{(x - a)^2} + \frac1{(b - x)^2}$ |
-| `HyperbolicEntropy(b)` | all | $\mathrm{arsinh}(x/b)$ | $1/\sqrt{x^2 + b^2}$ |
+The Legendre functions of `physml.particles.energies.legendre` act entry by entry and their duals are all of R^d, so
+that no step is lost.
 
 **See** Zhang, Peyre, Fadili and Pereyra (2020) for `riemannian`; Hsieh, Kavis, Rolland and Cevher (2018) for `dual`;
 Lau and Liu, Bregman proximal Langevin Monte Carlo via Bregman-Moreau envelopes (2022).
 """
 
-import abc
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -30,8 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from physml.core.types import Energy, Key, Scalar, is_traced
-from physml.particles.energies.nonsmooth import AbstractNonsmooth, soft_threshold
+from physml.core import check
+from physml.core.types import Energy, Key, Scalar
+from physml.particles.energies.legendre import AbstractLegendre, bregman_envelope, curvature
+from physml.particles.energies.nonsmooth import AbstractNonsmooth
 from physml.particles.kernels.base import (
     AbstractKernel,
     Info,
@@ -42,190 +35,11 @@ from physml.particles.kernels.base import (
     gradient,
     normals,
     plus,
-    positive,
     scaled,
     value_and_gradient,
 )
 
 Scheme = Literal["riemannian", "dual"]
-
-
-class AbstractLegendre(eqx.Module):
-    r"""A strictly convex $\varphi(x) = \sum_i \varphi_i(x_i)$: its value, its gradient, and the inverse of that."""
-
-    @abc.abstractmethod
-    def __call__(self, x: Array) -> Array:
-        r"""$\varphi(x)$, a scalar."""
-
-    @abc.abstractmethod
-    def dual(self, x: Array) -> Array:
-        r"""$\nabla\varphi(x)$."""
-
-    @abc.abstractmethod
-    def primal(self, y: Array) -> Array:
-        r"""$\nabla\varphi^*(y)$."""
-
-
-def curvature(legendre: AbstractLegendre, x: Array) -> Array:
-    r"""$\varphi_i''(x_i)$, like x."""
-    return jax.jvp(legendre.dual, (x,), (jnp.ones_like(x),))[1]
-
-
-def bregman_divergence(legendre: AbstractLegendre, x: Array, y: Array) -> Array:
-    r"""$D_\varphi(x, y) = \varphi(x) - \varphi(y) - \langle \nabla\varphi(y), x - y\rangle$."""
-    return legendre(x) - legendre(y) - jnp.sum(legendre.dual(y) * (x - y))
-
-
-class Quadratic(AbstractLegendre):
-    r"""$\sum m x^2/2$, `mass` one number or like x: `mirror` is then Langevin with the preconditioner 1/m."""
-
-    mass: Array
-
-    def __init__(self, mass: Any = 1.0):
-        self.mass = jnp.asarray(mass)
-
-    def __call__(self, x: Array) -> Array:
-        return jnp.sum(self.dual(x) * x) / 2
-
-    def dual(self, x: Array) -> Array:
-        return self.mass.astype(x.dtype) * x
-
-    def primal(self, y: Array) -> Array:
-        return y / self.mass.astype(y.dtype)
-
-
-class Entropy(AbstractLegendre):
-    r"""$\sum x \ln x - x$ on the positive orthant."""
-
-    def __call__(self, x: Array) -> Array:
-        return jnp.sum(jax.scipy.special.xlogy(x, x) - x)
-
-    def dual(self, x: Array) -> Array:
-        return jnp.log(x)
-
-    def primal(self, y: Array) -> Array:
-        return jnp.exp(y)
-
-
-class SimplexEntropy(AbstractLegendre):
-    r"""$\sum x \ln x - x$ on the probability vectors x (d,); the law has its density in any d - 1 of the entries."""
-
-    def __call__(self, x: Array) -> Array:
-        return jnp.sum(jax.scipy.special.xlogy(x, x) - x)
-
-    def dual(self, x: Array) -> Array:
-        return jnp.log(x)
-
-    def primal(self, y: Array) -> Array:
-        return jax.nn.softmax(y)
-
-
-class BoxEntropy(AbstractLegendre):
-    r"""$\sum (x - a)\ln(x - a) + (b - x)\ln(b - x)$ on a bounded box, `lower` a and `upper` b."""
-
-    lower: Array
-    upper: Array
-
-    def __init__(self, lower: Any = 0.0, upper: Any = 1.0):
-        self.lower, self.upper = _bounds(lower, upper)
-
-    def __call__(self, x: Array) -> Array:
-        low, high = self._gaps(x)
-        return jnp.sum(jax.scipy.special.xlogy(low, low) + jax.scipy.special.xlogy(high, high))
-
-    def dual(self, x: Array) -> Array:
-        low, high = self._gaps(x)
-        return jnp.log(low) - jnp.log(high)
-
-    def primal(self, y: Array) -> Array:
-        a, b = self.lower.astype(y.dtype), self.upper.astype(y.dtype)
-        return a + (b - a) * jax.nn.sigmoid(y)
-
-    def _gaps(self, x):
-        return x - self.lower.astype(x.dtype), self.upper.astype(x.dtype) - x
-
-
-class LogBarrier(AbstractLegendre):
-    r"""$-\sum \ln(x - a) + \ln(b - x)$ on a bounded box, `lower` a and `upper` b; self-concordant."""
-
-    lower: Array
-    upper: Array
-
-    def __init__(self, lower: Any = 0.0, upper: Any = 1.0):
-        self.lower, self.upper = _bounds(lower, upper)
-
-    def __call__(self, x: Array) -> Array:
-        a, b = self.lower.astype(x.dtype), self.upper.astype(x.dtype)
-        return -jnp.sum(jnp.log(x - a) + jnp.log(b - x))
-
-    def dual(self, x: Array) -> Array:
-        a, b = self.lower.astype(x.dtype), self.upper.astype(x.dtype)
-        return 1 / (b - x) - 1 / (x - a)
-
-    def primal(self, y: Array) -> Array:
-        a, b = self.lower.astype(y.dtype), self.upper.astype(y.dtype)
-        # From the centre, u with y = 2u/(r^2 - u^2).
-        radius = (b - a) / 2
-        return (a + b) / 2 + y * radius**2 / (1 + jnp.sqrt(1 + (y * radius) ** 2))
-
-
-class HyperbolicEntropy(AbstractLegendre):
-    r"""$\sum x\,\mathrm{arsinh}(x/b) - \sqrt{x^2 + b^2}$, linear near zero and logarithmic beyond `width` b > 0."""
-
-    width: Array
-
-    def __init__(self, width: Scalar = 1.0):
-        self.width = positive(width, "width")
-
-    def __call__(self, x: Array) -> Array:
-        return jnp.sum(x * self.dual(x) - jnp.sqrt(x**2 + self.width.astype(x.dtype) ** 2))
-
-    def dual(self, x: Array) -> Array:
-        return jnp.arcsinh(x / self.width.astype(x.dtype))
-
-    def primal(self, y: Array) -> Array:
-        return self.width.astype(y.dtype) * jnp.sinh(y)
-
-
-class BregmanL1(AbstractNonsmooth):
-    r"""$w \sum |x_i - c_i|$ with its left Bregman proximity operator, a soft threshold of the dual coordinates:
-
-    $$\arg\min_z\, w|z - c| + \tfrac1\lambda D_\varphi(z, x) =
-    \nabla\varphi^*\bigl(\nabla\varphi(c) + S_{\lambda w}(\nabla\varphi(x) - \nabla\varphi(c))\bigr).$$
-
-    `legendre`: $\varphi$. `weight`: w >= 0. `centre`: c inside the domain, or None for $c = 0$ at the lower edge of a
-    domain of positive x, where the energy is linear and the threshold a shift.
-    """
-
-    legendre: AbstractLegendre
-    weight: Array
-    centre: Array | None
-
-    def __init__(self, legendre: AbstractLegendre, weight: Scalar = 1.0, centre: Any = None):
-        self.legendre, self.weight = legendre, positive(weight, "weight", or_zero=True)
-        self.centre = None if centre is None else jnp.asarray(centre)
-
-    def __call__(self, x: Array) -> Array:
-        size = jnp.abs(x) if self.centre is None else jnp.abs(x - self.centre.astype(x.dtype))
-        return self.weight.astype(x.dtype) * jnp.sum(size)
-
-    def prox(self, x: Array, smoothing: Any) -> Array:
-        y, amount = self.legendre.dual(x), jnp.asarray(smoothing * self.weight, x.dtype)
-        if self.centre is None:
-            return self.legendre.primal(y - amount)
-        middle = self.legendre.dual(jnp.broadcast_to(self.centre.astype(x.dtype), x.shape))
-        return self.legendre.primal(middle + soft_threshold(y - middle, amount))
-
-
-def bregman_envelope(nonsmooth: AbstractNonsmooth, x: Array, smoothing: Scalar, legendre: AbstractLegendre) -> Array:
-    r"""The left Bregman-Moreau envelope $g_\lambda(x) = \min_z g(z) + D_\varphi(z, x)/\lambda$; z is `nonsmooth.prox`.
-
-    Its gradient is $\varphi''(x)\,(x - z)/\lambda$. For `Quadratic(1)` it is `moreau_envelope`.
-    **Arguments.** `nonsmooth`: its `prox` must be the left Bregman one of `legendre`, as that of `BregmanL1` is, and of
-    `Box`, whose projection is the same for every entrywise Legendre function.
-    """
-    near = nonsmooth.prox(x, smoothing)
-    return nonsmooth(near) + bregman_divergence(legendre, near, x) / jnp.asarray(smoothing, x.dtype)
 
 
 class Mirrored(NamedTuple):
@@ -247,11 +61,12 @@ class Mirror(AbstractKernel):
     smoothing: Array | None = None
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Array) -> Mirrored:
+    def init(self, position: Array, rng_key: Key | None = None) -> Mirrored:
         check_position(position)
         dual = self._map(self.legendre.dual, position)
-        if not is_traced(dual) and not bool(jnp.isfinite(dual).all()):
-            raise ValueError(f"the start lies outside the domain of {type(self.legendre).__name__}")
+        largest = jnp.max(jnp.abs(dual), axis=tuple(range(dual.ndim - self.lanes)))
+        largest = jnp.where(jnp.isnan(dual).any(tuple(range(dual.ndim - self.lanes))), jnp.nan, largest)
+        check_start(largest, f"the start lies outside the domain of {type(self.legendre).__name__}{{}}")
         if self.energy is not None:
             check_energy(self.energy, position, self.lanes)
             check_start(value_and_gradient(self.energy, position, self.lanes)[0])
@@ -311,8 +126,9 @@ def mirror(
     **Cost.** One gradient, and one map back; `dual` also differentiates the map.
     **Errors.** `ValueError` for a start outside the domain, and as in `overdamped`.
     """
-    T = positive(temperature, "temperature", or_zero=True)
-    h = positive(step_size, "step_size")
+    _check_legendre(legendre)
+    T = check.number(temperature, "temperature", least=0)
+    h = check.number(step_size, "step_size", above=0)
     return Mirror(energy=energy, legendre=legendre, step_size=h, temperature=T, scheme=_checked(scheme))
 
 
@@ -335,25 +151,18 @@ def bregman_proximal(
 
     **Arguments** of `mirror` and `proximal`; `nonsmooth.prox` is the left Bregman operator, see `bregman_envelope`.
     """
-    T = positive(temperature, "temperature", or_zero=True)
-    h, lam = positive(step_size, "step_size"), positive(smoothing, "smoothing")
-    if not isinstance(nonsmooth, AbstractNonsmooth):
-        raise ValueError(
-            f"nonsmooth must be an AbstractNonsmooth such as BregmanL1(...), got {type(nonsmooth).__name__}"
-        )
+    T = check.number(temperature, "temperature", least=0)
+    h, lam = check.number(step_size, "step_size", above=0), check.number(smoothing, "smoothing", above=0)
+    check.instance(nonsmooth, "nonsmooth", AbstractNonsmooth, "an AbstractNonsmooth such as BregmanL1(...)")
+    _check_legendre(legendre)
     parts = {"energy": smooth, "nonsmooth": nonsmooth, "smoothing": lam, "legendre": legendre}
     return Mirror(**parts, step_size=h, temperature=T, scheme=_checked(scheme))
 
 
+def _check_legendre(legendre):
+    check.instance(legendre, "legendre", AbstractLegendre, "a Legendre function such as Entropy()")
+
+
 def _checked(scheme):
-    if scheme not in ("riemannian", "dual"):
-        raise ValueError(f"scheme must be 'riemannian' or 'dual', got {scheme!r}")
+    check.choice(scheme, "scheme", ("riemannian", "dual"))
     return scheme
-
-
-def _bounds(lower, upper):
-    lower, upper = jnp.asarray(lower), jnp.asarray(upper)
-    finite = is_traced((lower, upper)) or bool(jnp.isfinite(lower).all() & jnp.isfinite(upper).all())
-    if not finite or (not is_traced((lower, upper)) and not bool(jnp.all(lower < upper))):
-        raise ValueError(f"a box needs finite lower < upper, got {lower} and {upper}")
-    return lower, upper

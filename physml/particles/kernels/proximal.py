@@ -10,13 +10,14 @@ r"""Proximal Langevin kernels for $e^{-(f + g)/T}$, f smooth and g known by its 
 `proximal-gradient` never leaves the domain of g, and puts mass on the kinks (an L1 energy gives exact zeros).
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core.types import Energy, Key, Scalar
 from physml.particles.energies.nonsmooth import AbstractNonsmooth
 from physml.particles.kernels.base import (
@@ -31,7 +32,6 @@ from physml.particles.kernels.base import (
     metropolis,
     normals,
     plus,
-    positive,
     scaled,
     total,
     uniforms,
@@ -61,7 +61,7 @@ class Proximal(AbstractKernel):
     scheme: Scheme = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree) -> Position:
+    def init(self, position: PyTree, rng_key: Key | None = None) -> Position:
         _check_parts(self.smooth, self.nonsmooth, position, self.lanes)
         return Position(position)
 
@@ -81,6 +81,8 @@ class Proximal(AbstractKernel):
 class ProximalMala(AbstractKernel):
     """See `proximal_mala`."""
 
+    rejects: ClassVar[bool] = True
+
     smooth: Energy | None
     nonsmooth: AbstractNonsmooth
     step_size: Array
@@ -89,7 +91,7 @@ class ProximalMala(AbstractKernel):
     scheme: Scheme = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree) -> Drifting:
+    def init(self, position: PyTree, rng_key: Key | None = None) -> Drifting:
         _check_parts(self.smooth, self.nonsmooth, position, self.lanes)
         value = self._energy(position)
         check_start(value)
@@ -162,10 +164,10 @@ def proximal(
     **Example.**
     ```python
     kernel = proximal(lambda x: jnp.sum((x - 1) ** 2) / 2, L1(2.0), step_size=0.01, smoothing=0.02)
-    out = run(kernel, jnp.zeros(3), 10_000, key=jax.random.key(0), thin=10)
+    out = run(kernel, jnp.zeros(3), 10_000, key=jax.random.key(0), save_every=10)
     ```
     """
-    temperature = positive(temperature, "temperature", or_zero=True)
+    temperature = check.number(temperature, "temperature", least=0)
     parts = _parameters(smooth, nonsmooth, step_size, smoothing, scheme)
     return Proximal(**parts, temperature=temperature)
 
@@ -187,14 +189,13 @@ def proximal_mala(
     """
     if scheme == "proximal-gradient":
         raise ValueError("the proposals of 'proximal-gradient' have no density: adjust another scheme")
-    temperature = positive(temperature, "temperature")
+    temperature = check.number(temperature, "temperature", above=0)
     parts = _parameters(smooth, nonsmooth, step_size, smoothing, scheme)
     return ProximalMala(**parts, temperature=temperature)
 
 
 def _parameters(smooth, nonsmooth, step_size, smoothing, scheme):
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    check.choice(scheme, "scheme", SCHEMES)
     if (scheme == "MYULA") == (smoothing is None):
         raise ValueError(f"smoothing is lambda of MYULA and of no other scheme; got {smoothing} with {scheme!r}")
     if scheme == "P-ULA" and smooth is not None:
@@ -204,15 +205,14 @@ def _parameters(smooth, nonsmooth, step_size, smoothing, scheme):
     return {
         "smooth": smooth,
         "nonsmooth": nonsmooth,
-        "step_size": positive(step_size, "step_size"),
-        "smoothing": None if smoothing is None else positive(smoothing, "smoothing"),
+        "step_size": check.number(step_size, "step_size", above=0),
+        "smoothing": None if smoothing is None else check.number(smoothing, "smoothing", above=0),
         "scheme": scheme,
     }
 
 
 def _check_parts(smooth, nonsmooth, position, lanes):
-    if not isinstance(nonsmooth, AbstractNonsmooth):
-        raise ValueError(f"nonsmooth must be an AbstractNonsmooth such as L1(1.0), got {type(nonsmooth).__name__}")
+    check.instance(nonsmooth, "nonsmooth", AbstractNonsmooth, "an AbstractNonsmooth such as L1(1.0)")
     check_position(position)
     check_energy(nonsmooth, position, lanes)
     if smooth is not None:

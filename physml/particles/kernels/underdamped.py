@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core.types import Energy, Key, Scalar
 from physml.particles.kernels.base import (
     AbstractKernel,
@@ -28,7 +29,6 @@ from physml.particles.kernels.base import (
     gradient as _gradient,
     normals,
     plus,
-    positive,
     pull,
     push,
     scaled,
@@ -36,7 +36,7 @@ from physml.particles.kernels.base import (
 )
 
 
-class Phase(NamedTuple):
+class PhasePoint(NamedTuple):
     """Position, momentum, and the gradient of the energy at the position."""
 
     position: PyTree
@@ -55,17 +55,17 @@ class Underdamped(AbstractKernel):
     scale: PyTree | None = None
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree, momentum: PyTree | None = None) -> Phase:
+    def init(self, position: PyTree, rng_key: Key | None = None, *, momentum: PyTree | None = None) -> PhasePoint:
         check_energy(self.energy, position, self.lanes, self.scale)
         value, grad = value_and_gradient(self.energy, position, self.lanes)
         check_start(value)
         rest = jax.tree.map(jnp.zeros_like, position) if momentum is None else momentum
-        return Phase(position, rest, grad)
+        return PhasePoint(position, rest, grad)
 
     def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
         return normals(key, (position,) * (1 if self.scheme == "BAOAB" else 2), lanes)
 
-    def move(self, state: Phase, noise: PyTree) -> tuple[Phase, Info]:
+    def move(self, state: PhasePoint, noise: PyTree) -> tuple[PhasePoint, Info]:
         if self.scheme == "BAOAB":
             new = self._baoab(state, *noise)
         elif self.scheme == "OBABO":
@@ -94,7 +94,7 @@ class Underdamped(AbstractKernel):
         p = self._refresh(p, xi, h)
         x = self._drift(x, p, h / 2)
         gradient = self._force(x)
-        return Phase(x, self._kick(p, gradient, h / 2), gradient)
+        return PhasePoint(x, self._kick(p, gradient, h / 2), gradient)
 
     def _obabo(self, state, xi, eta):
         h = self.step_size
@@ -102,7 +102,7 @@ class Underdamped(AbstractKernel):
         x = self._drift(state.position, p, h)
         gradient = self._force(x)
         p = self._refresh(self._kick(p, gradient, h / 2), eta, h / 2)
-        return Phase(x, p, gradient)
+        return PhasePoint(x, p, gradient)
 
     def _frozen(self, state, xi, eta):
         c = frozen_force(self.step_size, self.friction, self.temperature)
@@ -110,7 +110,7 @@ class Underdamped(AbstractKernel):
         shift = plus(scaled(c.x_p, p), scaled(-c.x_g, g), scaled(c.x_xi, xi), scaled(c.x_eta, eta))
         p = plus(scaled(c.p_p, p), scaled(-c.x_p, g), scaled(c.p_xi, xi))
         x = plus(x, push(self.scale, shift, self.lanes))
-        return Phase(x, p, self._force(x))
+        return PhasePoint(x, p, self._force(x))
 
 
 def underdamped(
@@ -132,18 +132,17 @@ def underdamped(
 
     **Arguments.** `energy`: `x -> scalar`, x any pytree. `step_size`: h > 0. `friction`: $\gamma \ge 0$ (1/time; > 0
     for `exact`). `temperature`: T >= 0. `scale`: L with $x = L y$, the dynamics is that of y (mass $(L L^T)^{-1}$).
-    **State.** position, momentum, gradient; starts at rest unless `init(position, momentum)`.
+    **State.** position, momentum, gradient; starts at rest unless `init(position, momentum=p)`.
     **Cost.** One gradient. **Errors** as in `overdamped`, and for an unknown scheme.
     **See** Leimkuhler and Matthews (2013) for BAOAB; Bussi and Parrinello (2007) for OBABO; Cheng et al. (2018),
     eq. 5, for `exact`.
     """
-    if scheme not in ("BAOAB", "OBABO", "exact"):
-        raise ValueError(f"scheme must be 'BAOAB', 'OBABO' or 'exact', got {scheme!r}")
+    check.choice(scheme, "scheme", ("BAOAB", "OBABO", "exact"))
     return Underdamped(
         energy,
-        positive(step_size, "step_size"),
-        positive(friction, "friction", or_zero=scheme != "exact"),
-        positive(temperature, "temperature", or_zero=True),
+        check.number(step_size, "step_size", above=0),
+        check.number(friction, "friction", least=0, above=0 if scheme == "exact" else None),
+        check.number(temperature, "temperature", least=0),
         scheme,
         as_scale(scale),
     )

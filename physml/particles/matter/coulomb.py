@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from physml.core import in_float64
+from physml.core import check, in_float64
+from physml.core.noise import check_key
+from physml.core.program import program
 from physml.core.quadrature import gauss_legendre
 from physml.core.types import Key, Scalar
 from physml.particles.energies.pair_energy import PairEnergy
@@ -28,6 +30,11 @@ def coulomb_gas(x: Array) -> Array:
     """
     if x.ndim != 2 or x.shape[1] != 2:
         raise ValueError(f"coulomb_gas needs points (N, 2) of the plane; got {x.shape}")
+    return _gas(x)
+
+
+@program
+def _gas(x):
     return jnp.sum(x**2) / 2 + PairEnergy(_repulsion)(x)
 
 
@@ -53,7 +60,7 @@ def virial_law(n: int, beta: Scalar) -> Gamma:
 
     The interaction is homogeneous: x = r u with |u| = 1 gives $r^{2N - 1 + \beta N(N-1)/2} e^{-\beta r^2/2}$.
     """
-    beta = jnp.asarray(beta, float) if isinstance(beta, int | float) else jnp.asarray(beta)
+    n, beta = check.count(n, "n"), check.number(beta, "beta", above=0)
     return Gamma(n + beta * (n * (n - 1) / 4), beta / 2)
 
 
@@ -62,6 +69,12 @@ def ginibre(n: int, *, key: Key, dtype: jnp.dtype = jnp.float32) -> Array:
 
     **Cost.** About 30 n^3, on a CPU. **See** Ginibre (1965).
     """
+    check_key(key)
+    return _ginibre(check.count(n, "n"), key, dtype)
+
+
+@program
+def _ginibre(n, key, dtype):
     parts = jax.random.normal(key, (2, n, n), dtype) / math.sqrt(2)
     z = jnp.linalg.eigvals(jax.lax.complex(parts[0], parts[1]))
     return jnp.stack([z.real, z.imag], axis=-1)
@@ -83,12 +96,12 @@ def linear_statistic_cumulants(f: Callable[[Array], Array], n: int, *, extra: in
     smooth f that vary on scales above 1; `extra` adds nodes to both directions. `f`: of one point (2,), a scalar.
     **Cost.** O(n^2) times the nodes, some 20 n + 80 `extra`.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    return _cumulants(f, n, extra)
+    check.function(f, "f", "of one point")
+    return _cumulants(f, check.count(n, "n"), check.count(extra, "extra", least=0))
 
 
 @in_float64
+@program
 def _cumulants(f, n, extra):
     reach = math.sqrt(n) + 6.0  # e^{-36} of the outermost function is beyond
     r, w = map(jnp.asarray, gauss_legendre(int(4 * math.sqrt(n)) + extra, 0.0, reach))
@@ -120,18 +133,22 @@ def limit_variance(f: Callable[[Array], Array], beta: Scalar = 2.0, *, nodes: in
     It does not grow with N: the charges are far more evenly spread than independent ones.
     **See** Rider and Virág (2007) at $\beta = 2$; Leblé and Serfaty (2018) for any.
     """
-    return _limit_variance(f, jnp.asarray(beta, float), nodes)
+    check.function(f, "f", "of one point")
+    beta = check.number(beta, "beta", above=0)
+    at_one = _limit_variance(f, check.count(nodes, "nodes"))
+    return at_one / beta.astype(at_one.dtype)
 
 
 @in_float64
-def _limit_variance(f, beta, nodes):
+@program
+def _limit_variance(f, nodes):
     r, w = map(jnp.asarray, gauss_legendre(nodes))
     circle = _circle(nodes)
     slopes = jax.vmap(jax.vmap(lambda z: jnp.sum(jax.grad(f)(z) ** 2)))(r[:, None, None] * circle[None])
     bulk = jnp.sum(w * r * jnp.mean(slopes, axis=1))  # the integral over 2 pi
     modes = jnp.fft.fft(jax.vmap(f)(circle)) / nodes
     edge = jnp.sum(jnp.abs(jnp.fft.fftfreq(nodes, 1 / nodes)) * jnp.abs(modes) ** 2)
-    return (bulk + edge) / beta
+    return bulk + edge
 
 
 def _circle(count):

@@ -7,7 +7,7 @@ derivative are finite there, and contribute nothing if they are not.
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -16,21 +16,20 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from physml.core._status import Code, Status, status
+from physml.core import check
+from physml.core._status import Checked, Code, Status, status
 from physml.core.entries import by_entries, objects
 from physml.core.types import Key
 
 
-class Force(NamedTuple):
+class Force(Checked):
     """The force on each particle, and `overflow` with the number of particles that miss a pair."""
+
+    computation: ClassVar[str] = "pair sum"
+    counted: ClassVar[str] = "number of particles that miss a pair:"
 
     value: Array
     status: Status
-
-    def check(self) -> "Force":
-        """Raise `Failure` if a cell overflowed; return self otherwise."""
-        self.status.check("pair sum", lambda missing: f"{missing} particles that miss a pair")
-        return self
 
 
 class AbstractBackend(eqx.Module):
@@ -47,11 +46,10 @@ class Dense(AbstractBackend):
     block: int = eqx.field(static=True, default=8)
 
     def __post_init__(self):
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1, got {self.block}")
+        check.count(self.block, "block")
 
     def sum(self, kernel, x, y, weights, key):
-        return Force(_by_rows(kernel, x, y, weights, self.block), status())
+        return Force(value=_by_rows(kernel, x, y, weights, self.block), status=status())
 
 
 class RandomBatch(AbstractBackend):
@@ -67,8 +65,7 @@ class RandomBatch(AbstractBackend):
     size: int = eqx.field(static=True, default=2)
 
     def __post_init__(self):
-        if self.size < 2:
-            raise ValueError(f"size must be at least 2, got {self.size}")
+        check.count(self.size, "size", least=2)
 
     def sum(self, kernel, x, y, weights, key):
         if key is None:
@@ -92,7 +89,7 @@ class RandomBatch(AbstractBackend):
         entries = [jnp.sum(v * share.astype(v.dtype), axis=2).reshape(n) for v in inside(xs, split(keep), ys)]
         shape = jax.eval_shape(kernel, x[0], y[0]).shape
         back = jnp.argsort(order)
-        return Force(jnp.stack(entries, axis=-1).reshape(n, *shape)[back], status())
+        return Force(value=jnp.stack(entries, axis=-1).reshape(n, *shape)[back], status=status())
 
 
 class Cells(AbstractBackend):
@@ -105,12 +102,17 @@ class Cells(AbstractBackend):
 
     cutoff: float = eqx.field(static=True)
     box: tuple[float, ...] = eqx.field(static=True)
-    capacity: int = eqx.field(static=True, default=32)
-    periodic: bool = eqx.field(static=True, default=False)
+    capacity: int = eqx.field(static=True)
+    periodic: bool = eqx.field(static=True)
 
-    def __post_init__(self):
-        if self.cutoff <= 0 or not self.box or min(self.box) <= 0 or self.capacity < 1:
-            raise ValueError(f"cutoff, box and capacity must be positive, got {self}")
+    def __init__(self, cutoff: float, box: Any, capacity: int = 32, periodic: bool = False):
+        sides, reach = check.known(box), check.known(cutoff)
+        if sides is None or reach is None or sides.ndim != 1 or not len(sides):
+            raise ValueError(f"box must be the sides (d,) of the domain, known outside jit, got {box}")
+        check.within(sides, "box", above=0)
+        check.number(cutoff, "cutoff", above=0)
+        self.cutoff, self.box = float(reach), tuple(map(float, sides))
+        self.capacity, self.periodic = check.count(capacity, "capacity"), periodic
         if self.periodic and min(self.box) < 3 * self.cutoff:
             raise ValueError(f"a periodic box {self.box} must hold three cells of {self.cutoff} in each direction")
 
@@ -142,7 +144,7 @@ class Cells(AbstractBackend):
         lost = full[near].any(axis=1)
         value = jnp.where(jnp.expand_dims(lost, tuple(range(1, value.ndim))), jnp.nan, value)
         over = full.any()
-        return Force(value, status(jnp.where(over, Code.overflow, Code.ok), jnp.sum(lost)))
+        return Force(value=value, status=status(jnp.where(over, Code.overflow, Code.ok), jnp.sum(lost)))
 
     def _box(self, z):
         return jnp.asarray(self.box, z.dtype)[None, :]

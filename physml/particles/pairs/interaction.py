@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from physml.core import check
+from physml.core.program import program
 from physml.core.types import Key
 from physml.particles.pairs.backends import AbstractBackend, Dense, Force
 from physml.particles.pairs.measure import AbstractMeasure
@@ -23,6 +25,7 @@ class PairSum(eqx.Module):
 
     **Cost.** 1 to 3 ns a pair on one CPU core for simple kernels in two dimensions, `Dense`. Differentiable in x, the
     measure and whatever the kernel closes over; a gradient costs about three forward passes and the same memory.
+    Outside jit a kernel that is written anew in the call compiles anew: define it once.
 
     **Errors.** `ValueError` for points of different dimension and a missing key. A cell list that overflows is the
     status `overflow` of `evaluate`; a plain call returns NaN for the particles concerned rather than a wrong sum.
@@ -43,9 +46,17 @@ class PairSum(eqx.Module):
     def evaluate(self, x: Array, measure: AbstractMeasure, *, key: Key | None = None) -> Force:
         """The force and its status."""
         x, (y, w) = jnp.asarray(x), measure.nodes()
+        check.function(self.kernel, "kernel", "of two points")
+        check.instance(self.backend, "backend", AbstractBackend, "Dense(), Cells(...) or RandomBatch(...)")
         if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
             raise ValueError(f"PairSum needs points (N, d) and (M, d); got {x.shape} and {y.shape}")
-        return self.backend.sum(self.kernel, x, y, w, key)
+        # Particles and their own partners are one array, which a program would not see in two arguments.
+        return _sum(self.backend, self.kernel, x, None if y is x else y, w, key)
+
+
+@program
+def _sum(backend, kernel, x, y, w, key):
+    return backend.sum(kernel, x, x if y is None else y, w, key)
 
 
 class Feature(eqx.Module):
@@ -59,5 +70,9 @@ class Feature(eqx.Module):
     readout: Callable
 
     def __call__(self, x: Array, measure: AbstractMeasure, *, key: Key | None = None) -> Array:
-        average = measure.expect(self.phi)
-        return jax.vmap(self.readout, (0, None))(x, average)
+        return _readout(self, x, measure)
+
+
+@program
+def _readout(feature, x, measure):
+    return jax.vmap(feature.readout, (0, None))(x, measure.expect(feature.phi))

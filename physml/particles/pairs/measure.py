@@ -10,10 +10,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core.quadrature import gauss_hermite_grid
-from physml.core.types import is_traced
 
 
 class AbstractMeasure(eqx.Module):
@@ -42,13 +43,17 @@ class Particles(AbstractMeasure):
     weights: Array
 
     def __init__(self, x: Any, weights: Any = None):
-        self.x = jnp.asarray(x)
-        if self.x.ndim < 1:
-            raise ValueError(f"Particles needs x of shape (N, d), got {self.x.shape}")
+        self.x = _floating(x)
+        if self.x.ndim < 1 or self.x.shape[0] < 1:
+            raise ValueError(f"Particles needs x of shape (N, d) with N >= 1, got {self.x.shape}")
         n = self.x.shape[0]
-        self.weights = jnp.full(n, 1 / n, self.x.dtype) if weights is None else jnp.asarray(weights)
+        if weights is None:
+            self.weights = jnp.full(n, 1 / n, self.x.dtype)
+            return
+        self.weights = _floating(weights)
         if self.weights.shape != (n,):
             raise ValueError(f"Particles needs one weight for each of {n} particles, got shape {self.weights.shape}")
+        _check_weights(weights, "weights")
 
     def nodes(self) -> tuple[Array, Array]:
         return self.x, self.weights
@@ -65,11 +70,12 @@ class Gaussian(AbstractMeasure):
     order: int = eqx.field(static=True, default=20)
 
     def __init__(self, mean: Any, cov: Any, order: int = 20):
-        self.centre, self.cov, self.order = jnp.asarray(mean), jnp.asarray(cov), order
+        self.centre, self.cov, self.order = _floating(mean), _floating(cov), check.count(order, "order")
         if self.centre.ndim != 1 or self.cov.shape != self.centre.shape * 2:
             raise ValueError(f"Gaussian needs mean (d,) and cov (d, d), got {self.centre.shape} and {self.cov.shape}")
-        if order < 1:
-            raise ValueError(f"order must be at least 1, got {order}")
+        C = check.known(cov)
+        if C is not None and C.size and not _positive_definite(C.astype(np.float64)):
+            raise ValueError("cov must be symmetric and positive definite: with a zero variance the law has no density")
 
     @property
     def mean(self) -> Array:
@@ -87,19 +93,35 @@ class Histogram(AbstractMeasure):
     points: Array
 
     def __init__(self, p: Any, points: Any = None):
-        self.p = jnp.asarray(p)
+        self.p = _floating(p)
         if self.p.ndim != 1:
             raise ValueError(f"Histogram needs probabilities (K,), got shape {self.p.shape}")
         self.points = jnp.arange(len(self.p), dtype=self.p.dtype)[:, None] if points is None else jnp.asarray(points)
         if self.points.shape[:1] != self.p.shape:
             raise ValueError(f"{len(self.p)} probabilities for points of shape {self.points.shape}")
-        if not is_traced(self.p):
-            total = float(jnp.sum(self.p))
-            if not abs(total - 1) < 1e-3 or float(jnp.min(self.p)) < 0:
-                raise ValueError(f"probabilities must be nonnegative and sum to 1, got a sum of {total:g}")
+        _check_weights(p, "probabilities")
 
     def nodes(self) -> tuple[Array, Array]:
         return self.points, self.p
+
+
+def _floating(x: Any) -> Array:
+    """An array of real numbers: weights of integers would round to zero."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
+def _check_weights(weights: Any, name: str) -> None:
+    w = check.known(weights)
+    if w is not None:
+        total = float(np.sum(w, dtype=np.float64))
+        if not abs(total - 1) < 1e-3 or float(np.min(w)) < 0:
+            raise ValueError(f"{name} must be nonnegative and sum to 1, got a sum of {total:g}")
+
+
+def _positive_definite(C: np.ndarray) -> bool:
+    alike = np.allclose(C, C.T, rtol=1e-4, atol=1e-5 * np.abs(np.diag(C)).max())
+    return bool(alike and np.isfinite(C).all() and np.linalg.eigvalsh(C)[0] > 0)
 
 
 Measure = AbstractMeasure

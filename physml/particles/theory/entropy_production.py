@@ -14,12 +14,17 @@ rates in active matter (2024), for learning it.
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from physml.core import in_float64
+from physml.core import check
 from physml.core.derivative import divergence
+from physml.core.float64 import float64_program
+from physml.core.noise import check_key
+from physml.core.program import program
 from physml.core.types import Field, Key, Scalar
 
 
@@ -39,7 +44,20 @@ class EntropyProduction(NamedTuple):
 
 def probability_velocity(drift: Field, score: Field, diffusion: Scalar) -> Field:
     r"""The field $v = b - D s$ whose flow carries the density; `diffusion`: D, a number or one for each entry of x."""
-    return lambda t, x, args=None: drift(t, x, args) - _like(diffusion, x) * score(t, x, args)
+    _check_fields(drift=drift, score=score)
+    _check_diffusion(diffusion, None)
+    return _Velocity(drift, score, jnp.asarray(diffusion))
+
+
+class _Velocity(eqx.Module):
+    """See `probability_velocity`."""
+
+    drift: Field
+    score: Field
+    diffusion: Array
+
+    def __call__(self, t: Any, x: Array, args: Any = None) -> Array:
+        return self.drift(t, x, args) - _like(self.diffusion, x) * self.score(t, x, args)
 
 
 def entropy_production(
@@ -52,7 +70,13 @@ def entropy_production(
     """
     if x.ndim < 2:
         raise ValueError(f"entropy_production needs samples (n, ...), got shape {x.shape}")
+    _check_fields(drift=drift, score=score)
+    _check_diffusion(diffusion, x)
+    return _production(drift, score, diffusion, x, t, args)
 
+
+@program
+def _production(drift, score, diffusion, x, t, args):
     def one(x):
         b, s, D = drift(t, x, args), score(t, x, args), _like(diffusion, x)
         v = b - D * s
@@ -76,7 +100,15 @@ def implicit_loss(
     """
     if x.ndim < 2:
         raise ValueError(f"implicit_loss needs samples (n, ...), got shape {x.shape}")
+    _check_fields(score=score)
+    _check_diffusion(diffusion, x)
+    if key is not None:
+        check_key(key)
+    return _implicit(score, diffusion, x, key, t, args)
 
+
+@program
+def _implicit(score, diffusion, x, key, t, args):
     def one(x, sign):
         weighted = lambda x: _like(diffusion, x) * score(t, x, args)
         value, trace = divergence(weighted, x, sign)
@@ -94,7 +126,15 @@ def work_rate(drift: Field, diffusion: Scalar, x: Array, *, t: Scalar = 0.0, arg
     there is. The divergence is exact. x (n, ...): samples. **Returns** the mean and its standard error for independent
     samples. **Cost.** One jvp of the drift for each entry of x.
     """
+    if x.ndim < 2:
+        raise ValueError(f"work_rate needs samples (n, ...), got shape {x.shape}")
+    _check_fields(drift=drift)
+    _check_diffusion(diffusion, x)
+    return _work(drift, diffusion, x, t, args)
 
+
+@program
+def _work(drift, diffusion, x, t, args):
     def one(x):
         b, trace = divergence(lambda x: drift(t, x, args), x)
         return jnp.sum(b * b / _like(diffusion, x)) + trace
@@ -103,21 +143,50 @@ def work_rate(drift: Field, diffusion: Scalar, x: Array, *, t: Scalar = 0.0, arg
     return jnp.mean(rates), jnp.std(rates) / len(x) ** 0.5
 
 
-@in_float64
 def linear_entropy_production(M: Array, D: Array) -> tuple[Array, Array]:
     r"""Exact stationary rate of $dx = -Mx\,dt + \sqrt{2D}\,dW$, and the covariance S, $MS + SM^T = 2D$.
 
     $$\dot S_\mathrm{tot} = \mathrm{Tr}(M^T D^{-1} M S) - \mathrm{Tr}\,M$$
 
     Zero if and only if $MD$ is symmetric (detailed balance). M (d, d) with eigenvalues of positive real part; D (d,)
-    or (d, d). **Errors.** ValueError for other shapes. **Cost.** O(d^6): a dense Lyapunov equation.
+    or (d, d). **Cost.** O(d^6): a dense Lyapunov equation. **Errors.** ValueError for other shapes and for
+    an M that is not stable or a D that is not positive, which leave no stationary law; NaN where these are traced.
     """
     D = jnp.diag(D) if D.ndim == 1 else D
     if M.ndim != 2 or M.shape != D.shape or M.shape[0] != M.shape[1]:
         raise ValueError(f"expected M (d, d) and D (d,) or (d, d), got {M.shape} and {D.shape}")
+    m, noise = check.known(M), check.known(D)
+    if m is not None and not np.linalg.eigvals(m.astype(np.float64)).real.min() > 0:
+        raise ValueError(
+            "M must have eigenvalues of positive real part: dx = -Mx dt runs away, and nothing is stationary"
+        )
+    if noise is not None and not np.linalg.eigvalsh(noise.astype(np.float64) + noise.T)[0] > 0:
+        raise ValueError("D must be positive definite")
+    return _stationary_rate(M, D)
+
+
+@float64_program
+def _stationary_rate(M, D):
     eye = jnp.eye(len(M), dtype=M.dtype)
     S = jnp.linalg.solve(jnp.kron(M, eye) + jnp.kron(eye, M), 2 * D.reshape(-1)).reshape(M.shape)
-    return jnp.trace(M.T @ jnp.linalg.solve(D, M) @ S) - jnp.trace(M), S
+    # The solution is a covariance if and only if M is stable.
+    stable = jnp.isfinite(jnp.linalg.cholesky((S + S.T) / 2)).all()
+    rate = jnp.trace(M.T @ jnp.linalg.solve(D, M) @ S) - jnp.trace(M)
+    return jnp.where(stable, rate, jnp.nan), jnp.where(stable, S, jnp.nan)
+
+
+def _check_fields(**fields):
+    for name, field in fields.items():
+        check.function(field, name, "(t, x, args)")
+
+
+def _check_diffusion(diffusion, x):
+    """D is a number, or one for each entry of a state."""
+    shape, state = np.shape(diffusion), () if x is None else x.shape[1:]
+    fits = len(shape) <= len(state) and all(m in (1, n) for m, n in zip(shape[::-1], state[::-1], strict=False))
+    if x is not None and not fits:
+        raise ValueError(f"diffusion must be a number, or one for each entry of a state {state}; got shape {shape}")
+    check.within(diffusion, "diffusion", above=0)
 
 
 def _like(diffusion, x):

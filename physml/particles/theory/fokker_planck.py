@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from physml.core import check
+
 Pair = tuple[float | int, float | int]
 
 
@@ -36,8 +38,14 @@ def stationary_density(
     y. `cells`: how many of each. **Cost.** A sparse solve on the host in float64, a second for 200 x 200.
     **Errors.** ValueError for a diffusion that is not positive, empty bounds or fewer than 3 cells.
     """
-    if min(diffusion) <= 0 or min(cells) < 3 or any(high <= low for low, high in bounds):
-        raise ValueError(f"expected D > 0, at least 3 cells, low < high; got {diffusion}, {cells}, {bounds}")
+    check.function(drift, "drift", "(x, y) of arrays, both components")
+    for name, value, shape in (("diffusion", diffusion, (2,)), ("cells", cells, (2,)), ("bounds", bounds, (2, 2))):
+        if np.shape(value) != shape:
+            raise ValueError(f"{name} must be of shape {shape}, the plane's x and y; got {np.shape(value)}")
+    check.within(diffusion, "diffusion", above=0)
+    cells = (check.count(cells[0], "cells", least=3), check.count(cells[1], "cells", least=3))
+    if any(not high > low for low, high in bounds):
+        raise ValueError(f"bounds must be pairs low < high, got {bounds}")
     from scipy.sparse import coo_matrix, identity
     from scipy.sparse.linalg import splu
 

@@ -11,12 +11,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from physml.core.float64 import in_float64
+from physml.core import check
+from physml.core.float64 import float64_program
+from physml.core.program import program
 from physml.core.types import Scalar
-from physml.particles.kernels.base import AbstractKernel
+from physml.particles.kernels.base import AbstractKernel, check_kernel
 from physml.particles.pairs.measure import Gaussian
 
 
@@ -32,22 +35,61 @@ def linear_map(kernel: AbstractKernel, position: Array) -> tuple[Array, Array]:
     xi, shape = ravel_pytree(noise)
 
     def move(z, xi):
-        state, _ = kernel.move(kernel.init(*rebuild(z)), shape(xi))
+        parts = rebuild(z)
+        begin: Any = kernel.init
+        begun = begin(parts[0]) if momentum is None else begin(parts[0], momentum=parts[1])
+        state, _ = kernel.move(begun, shape(xi))
         return ravel_pytree((state.position,) if momentum is None else (state.position, state.momentum))[0]
 
     return jax.jacfwd(move)(flat, xi), jax.jacfwd(move, 1)(flat, xi)
 
 
-@eqx.filter_jit
 def stationary_covariance(kernel: AbstractKernel, position: Array) -> Array:
     r"""The covariance a kernel leaves invariant on a quadratic energy: $\Sigma = A \Sigma A^\top + B B^\top$.
 
     **Returns** the covariance of the flattened state (positions, then momenta if there are any). Differentiable in the
     kernel's parameters. For ULA on $x^2/2$ it is $T/(1 - h/2)$; for BAOAB (T, T(1 - h^2/4)).
     **Cost.** A linear system of the squared dimension, by doubling: $O(n^3 \ln(1/(1 - \rho)))$.
-    **Errors.** NaN if the step is unstable (a spectral radius of A of at least 1).
+    **Errors.** `ValueError` for kernels that reject, whose law this is not; for a move that is not linear, because the
+    energy is not quadratic; and for a step that is unstable (a spectral radius of A of at least 1). Where the kernel is
+    traced the last two are NaN.
     """
-    return discrete_lyapunov(*linear_map(kernel, position))
+    _check_linear(kernel)
+    return _sound(*_covariance(kernel, position))
+
+
+def _check_linear(kernel):
+    check_kernel(kernel)
+    if kernel.rejects:
+        raise ValueError(
+            f"{type(kernel).__name__} rejects moves, so that it is no linear map: it leaves the law of its energy "
+            "invariant, whatever the step"
+        )
+
+
+def _sound(value, linear):
+    """The value, which must be finite, of a map that must be linear."""
+    straight, entries = check.known(linear), check.known(value)
+    if straight is not None and not straight:
+        raise ValueError("the kernel is not linear: its energy must be quadratic, in one array of numbers")
+    if entries is not None and not np.isfinite(entries).all():
+        raise ValueError("the kernel is unstable: its step is too large for its energy, and no law is stationary")
+    return value
+
+
+@program
+def _covariance(kernel, position):
+    (a, b), linear = _linear_everywhere(kernel, position)
+    return jnp.where(linear, discrete_lyapunov(a, b), jnp.nan), linear
+
+
+def _linear_everywhere(kernel, position):
+    """The map at a position, and whether it is the same at another."""
+    here = linear_map(kernel, position)
+    there = linear_map(kernel, jax.tree.map(lambda x: x + 1 + jnp.abs(x), position))
+    flat, other = ravel_pytree(here)[0], ravel_pytree(there)[0]
+    tol = float(jnp.finfo(flat.dtype).eps) ** 0.5
+    return here, jnp.max(jnp.abs(flat - other)) <= tol * (1 + jnp.max(jnp.abs(flat)))
 
 
 def discrete_lyapunov(a: Array, b: Array) -> Array:
@@ -61,16 +103,22 @@ def discrete_lyapunov(a: Array, b: Array) -> Array:
     return jnp.where(jnp.isfinite(total).all() & (jnp.max(jnp.abs(power)) < 1), total, jnp.nan)
 
 
-@eqx.filter_jit
 def integrated_time(kernel: AbstractKernel, position: Array) -> Array:
     r"""Integrated autocorrelation time $1 + 2\sum_{k \ge 1} \rho_k$ of every coordinate, on a quadratic energy.
 
     $\langle z_k z_0^\top\rangle = A^k \Sigma$, so the sum is $(I - A)^{-1} A \Sigma$. In steps of the kernel.
+    **Errors** as in `stationary_covariance`.
     """
-    a, b = linear_map(kernel, position)
+    _check_linear(kernel)
+    return _sound(*_times(kernel, position))
+
+
+@program
+def _times(kernel, position):
+    (a, b), linear = _linear_everywhere(kernel, position)
     cov = discrete_lyapunov(a, b)
     later = jnp.linalg.solve(jnp.eye(len(a), dtype=a.dtype) - a, a @ cov)
-    return 1 + 2 * jnp.diag(later) / jnp.diag(cov)
+    return jnp.where(linear, 1 + 2 * jnp.diag(later) / jnp.diag(cov), jnp.nan), linear
 
 
 def mckean_vlasov_variance(particles: int, a: Scalar, kappa: Scalar, temperature: Scalar) -> Any:
@@ -96,21 +144,36 @@ def gaussian_limit(
     """
     from physml.integrate import Dynamics, integrate
 
-    identity = 2 * temperature * jnp.eye(len(mean), dtype=mean.dtype)
+    check.function(drift, "drift", "(x, measure, key)")
+    mean, cov = jnp.asarray(mean), jnp.asarray(cov)
+    start = Gaussian(mean, cov, order)
+    try:
+        jax.eval_shape(lambda measure: drift(measure.nodes()[0], measure, None), start)
+    except TypeError as error:
+        raise ValueError(
+            f"drift must be a function (x, measure, key) -> velocities like x; it raised {error}"
+        ) from error
+    heat = jnp.asarray(check.number(temperature, "temperature", least=0), mean.dtype)
+    return integrate(Dynamics(_Closure(drift, heat, order)), (mean, cov), ts).xs
 
-    def moments(t, state, args):
+
+class _Closure(eqx.Module):
+    """The velocity of mean and covariance."""
+
+    drift: Callable
+    temperature: Array
+    order: int = eqx.field(static=True)
+
+    def __call__(self, t, state, args):
         m, c = state
-        measure = Gaussian(m, c, order)
+        measure = Gaussian(m, c, self.order)
         x, w = measure.nodes()
-        b = drift(x, measure, None)
+        b = self.drift(x, measure, None)
         outer = jnp.einsum("n,ni,nj->ij", w, b, x - m[None, :])
-        return w @ b, outer + outer.T + identity
-
-    path = integrate(Dynamics(moments), (mean, cov), ts)
-    return path.xs
+        return w @ b, outer + outer.T + 2 * self.temperature * jnp.eye(len(m), dtype=m.dtype)
 
 
-@in_float64
+@float64_program
 def consensus_point_gaussian(mean: Array, cov: Array, hessian: Array, alpha: Scalar) -> Array:
     r"""Consensus point of $N(m, S)$ for $f = x^\top H x/2$: $(I + \alpha S H)^{-1} m$."""
     return jnp.linalg.solve(jnp.eye(len(mean)) + alpha * cov @ hessian, mean)

@@ -48,7 +48,7 @@ class QuadraticChains(eqx.Module):
 
     def finite_n(self, n: int, *, key: Key) -> Covariance:
         x0 = jnp.broadcast_to(self.start, (n, *self.start.shape))
-        out = run_chains(self.kernel, x0, self.moves, key=key, thin=self.moves, stats=False)
+        out = run_chains(self.kernel, x0, self.moves, key=key, save_every=self.moves, stats=False)
         x = out.samples[-1]
         return Covariance(x.T @ x / n)
 
@@ -98,11 +98,33 @@ class MeanFieldParticles(eqx.Module):
         fine = self.times[:-1, None] + jnp.diff(self.times)[:, None] * share[None, :]
         ts = jnp.append(fine.ravel(), self.times[-1])
         kick = jnp.sqrt(2 * jnp.asarray(self.temperature, x0.dtype))
-        dynamics = Dynamics(lambda t, x, args: self.drift(x, Particles(x), None), lambda t, x, args: kick)
+        dynamics = Dynamics(_Drift(self.drift), _Kick(kick))
         path = integrate(dynamics, x0, ts, key=run_key, method=SRA1(), save_every=self.substeps)
         mean = jnp.mean(path.xs, axis=1)
         rest = path.xs - mean[:, None, :]
         return Moments(self.times, mean, jnp.einsum("kni,knj->kij", rest, rest) / (n - 1))
+
+
+class _Drift(eqx.Module):
+    """What particles do to each other, as a field."""
+
+    drift: Callable
+
+    def __call__(self, t, x, args):
+        return self.drift(x, Particles(x), None)
+
+
+class _Kick(eqx.Module):
+    """Noise of one size."""
+
+    size: Array
+
+    def __call__(self, t, x, args):
+        return self.size
+
+
+def _square(x):
+    return jnp.sum(x**2)
 
 
 class Virial(NamedTuple):
@@ -144,7 +166,6 @@ class CoulombGas(eqx.Module):
         x0 = jnp.stack([radius * jnp.cos(angle), radius * jnp.sin(angle)], -1)
         beta = jnp.asarray(self.beta, x0.dtype)
         kernel = hmc(coulomb_gas, self.step_size / jnp.sqrt(beta), self.leaps, 1 / beta, duration="uniform")
-        square = lambda x: jnp.sum(x**2)
-        out = run_chains(kernel, x0, self.moves, key=run_key, observe=square, stats=False)
+        out = run_chains(kernel, x0, self.moves, key=run_key, observe=_square, stats=False)
         seen = out.samples[self.moves // 5 :]
         return Virial(jnp.mean(seen) / n**2, jnp.var(seen) / n**2)

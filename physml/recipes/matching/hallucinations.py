@@ -89,7 +89,7 @@ def _draw(denoiser, config, key):
 def run(study, config, key):
     keys = jax.random.split(key, 5)
     scale = config.spacing * np.sqrt(2.0)
-    points = data.grid_gaussians(keys[0], config.points, spacing=config.spacing, std=config.std) / scale
+    points = data.grid_gaussians(config.points, key=keys[0], spacing=config.spacing, std=config.std) / scale
     learned = fit(
         denoiser_loss, matching.Preconditioned(Waves(config.width, key=keys[1]), PATH), points, rate=2e-3,
         steps=config.train_steps, batch_size=config.batch_size, key=keys[2], progress=study.progress,

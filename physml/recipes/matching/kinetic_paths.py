@@ -39,8 +39,8 @@ def _digits(key, config):
 
 
 SETS = {
-    "8 gaussians": lambda key, config: data.eight_gaussians(key, config.points, scale=1.35, variance=0.01),
-    "checkerboard": lambda key, config: data.checkerboard(key, config.points) / 1.15,
+    "8 gaussians": lambda key, config: data.eight_gaussians(config.points, key=key, scale=1.35, variance=0.01),
+    "checkerboard": lambda key, config: data.checkerboard(config.points, key=key) / 1.15,
     "digits": _digits,
 }
 

@@ -271,7 +271,7 @@ def _simulate(plan, x, key, count, steps, every):
 def _paths(config, epsilon, key):
     """The bridge from N(0, I) to the swiss roll for the figure: data, arrivals, and a few paths from three starts."""
     data_key, fit_key, path_key, sample_key = jax.random.split(key, 4)
-    roll = lambda key, n=config.figure_batch: 1.6 * data.swiss_roll(key, n)
+    roll = lambda key, n=config.figure_batch: 1.6 * data.swiss_roll(n, key=key)
     options = {"components": config.components, "steps": config.figure_steps, "growth": 1, "key": fit_key}
     plan = matching.light_bridge(partial(_normal, n=config.figure_batch, dim=2), roll, epsilon=epsilon, **options)
     starts = jnp.asarray([[-1.2, 0.9], [1.3, 0.7], [0.0, -1.3]])

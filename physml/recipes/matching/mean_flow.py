@@ -52,8 +52,8 @@ KINDS = ("mean flow", "modular", "coupled")
 WAYS = ("flow", "one", "euler")
 PATH = matching.linear()
 LAWS = {
-    "gaussians": lambda key, n: data.eight_gaussians(key, n, scale=1.4, variance=0.01),
-    "moons": lambda key, n: data.moons(key, n, noise=0.1, scale=1.4, shift=-0.5),
+    "gaussians": lambda key, n: data.eight_gaussians(n, key=key, scale=1.4, variance=0.01),
+    "moons": lambda key, n: data.moons(n, key=key, noise=0.1, scale=1.4, shift=-0.5),
 }
 
 

@@ -53,8 +53,8 @@ INFO = Info(
 
 LAWS = {
     "normal": lambda key, n, stratified=False: jax.random.normal(key, (n, 2)),
-    "8gaussians": partial(data.eight_gaussians, variance=0.1**0.5),
-    "moons": partial(data.moons, diagonal=True),
+    "8gaussians": lambda key, n, **options: data.eight_gaussians(n, key=key, variance=0.1**0.5, **options),
+    "moons": lambda key, n, **options: data.moons(n, key=key, diagonal=True, **options),
 }
 METHODS = ("I-CFM", "OT-CFM", "SF2M")
 # W2 of 10,000 samples and normalised path energy, means over five seeds.

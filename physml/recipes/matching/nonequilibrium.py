@@ -125,7 +125,7 @@ def run(study, config, key):
     work_key, gap_key, learn_key = jax.random.split(key, 3)
     _chain(study, config, work_key, gap_key)
     floor_key, fresh_key, learn_key = jax.random.split(learn_key, 3)
-    spiral = lambda key, n: data.swiss_roll(key, n, noise=NOISE, turns=TURNS)
+    spiral = lambda key, n: data.swiss_roll(n, key=key, noise=NOISE, turns=TURNS)
     exact = partial(spiral, n=config.samples)
     target = distances.target(exact, config.repeats, fresh_key=fresh_key, floor_key=floor_key)
     study.keep(target=target.fresh[0], learned={})
@@ -178,7 +178,7 @@ def _judge(model, config, fresh, key):
     heun = jax.vmap(lambda x: matching.sample(velocity, x, steps=config.heun_steps))(start)
     chain = matching.gaussian_chain(path, config.chain_steps, scale=SCALE)
     # Seen data calibrate, fresh ones are judged.
-    chain = matching.calibrate(chain, model, data.swiss_roll(keys[1], 4096, noise=NOISE, turns=TURNS), key=keys[2])
+    chain = matching.calibrate(chain, model, data.swiss_roll(4096, key=keys[1], noise=NOISE, turns=TURNS), key=keys[2])
     draw = jax.vmap(lambda x, key: matching.ancestral(chain, model, x, key=key).x)
     out = draw(start, jax.random.split(keys[3], n))
     x1 = fresh.reshape(-1, 2)[: config.bound_points]

@@ -43,8 +43,8 @@ INFO = Info(
 
 SETS = {
     "blob": lambda key, n: 0.3 * jax.random.normal(key, (n, 2)) + jnp.array([0.5, -0.5])[None],
-    "circles": lambda key, n: data.circles(key, n, radii=(0.5, 1.2), noise=0.05),
-    "checker": lambda key, n: data.checkerboard(key, n) / 1.2,
+    "circles": lambda key, n: data.circles(n, key=key, radii=(0.5, 1.2), noise=0.05),
+    "checker": lambda key, n: data.checkerboard(n, key=key) / 1.2,
 }
 
 

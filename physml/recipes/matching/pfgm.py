@@ -97,7 +97,7 @@ def _charges(points, d, x, sigma):
 
 def _exact(study, key):
     """The field of a few charges against the velocity, and its approach to diffusion."""
-    points, x, t = np.asarray(data.pinwheel(key, 12), np.float64), np.array([0.4, -0.7]), jnp.asarray(0.6)
+    points, x, t = np.asarray(data.pinwheel(12, key=key), np.float64), np.array([0.4, -0.7]), jnp.asarray(0.6)
     (sigma, _, _), _ = PATH.coefficients(t)
 
     def denoised(d):
@@ -122,7 +122,7 @@ def _exact(study, key):
 def run(study, config, key):
     floor_key, fresh_key, exact_key, train_key = jax.random.split(key, 4)
     _exact(study, exact_key)
-    exact = lambda key: data.pinwheel(key, config.samples)
+    exact = lambda key: data.pinwheel(config.samples, key=key)
     target = distances.target(exact, config.repeats, fresh_key=fresh_key, floor_key=floor_key)
     scale = float(jnp.sqrt(jnp.mean(target.fresh**2)))
     study.keep(target=target.fresh[0], flows={})
@@ -137,7 +137,7 @@ def run(study, config, key):
             source = "-log10 p of Kolmogorov and Smirnov, beta law"
             study.at_most(f"{label}: surprise of the radii", -math.log10(max(p, 1e-300)), 4.0, source)
         model = matching.Preconditioned(nn.MLP(2, width=config.width, depth=3, key=keys[1]), PATH, scale, d)
-        draw_batch = lambda key: data.pinwheel(key, config.batch_size)
+        draw_batch = lambda key: data.pinwheel(config.batch_size, key=key)
         model = fit(
             _loss(noise), model, draw_batch, rate=2e-3, clip_norm=1.0, steps=config.train_steps, key=keys[2]
         ).ema

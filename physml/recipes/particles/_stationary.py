@@ -12,16 +12,18 @@ from physml.particles import AbstractKernel, run_chains
 
 
 def stationary(
-    kernel: AbstractKernel, x0: Any, moves: int, observe: Callable, *, key: Key, burn: int, thin: int = 1
+    kernel: AbstractKernel, x0: Any, moves: int, observe: Callable, *, key: Key, burn: int, save_every: int = 1
 ) -> tuple[Any, Any]:
     """Mean of what `observe` sees of all chains, after `burn` moves that forget the start x0 (chains, ...).
 
     **Returns** a pytree like one observation of `Estimate`s, whose errors count effective samples, and another of
     integrated autocorrelation times.
     """
-    warm = run_chains(kernel, x0, burn, key=key, thin=burn, keep=False, stats=False).state
+    warm = run_chains(kernel, x0, burn, key=key, save_every=burn, keep=False, stats=False).state
     run_key = jax.random.fold_in(key, 1)
-    stats = run_chains(kernel, warm, moves, key=run_key, thin=thin, keep=False, observe=observe).check().stats
+    stats = (
+        run_chains(kernel, warm, moves, key=run_key, save_every=save_every, keep=False, observe=observe).check().stats
+    )
 
     def estimate(mean, variance, ess):
         mean, variance, ess = (np.asarray(a, np.float64)[()] for a in (mean, variance, ess))

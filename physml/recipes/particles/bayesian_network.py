@@ -156,7 +156,7 @@ def _split(config, key):
         "SGLD": (particles.sgld(energy, 0.002), config.moves, 40),
     }
     for k, (name, (kernel, moves, thin)) in zip(keys[2:], kernels.items(), strict=False):
-        out = particles.run_chains(kernel, some, moves, key=k, thin=thin, stats=False).check()
+        out = particles.run_chains(kernel, some, moves, key=k, save_every=thin, stats=False).check()
         keep = lambda leaf: leaf[len(leaf) // 5 :].reshape(-1, *leaf.shape[2:])
         p[name] = np.asarray(_probability(jax.tree.map(keep, out.samples), x))[None]
     return p, y

@@ -102,7 +102,7 @@ def run(study, config, key):
     tables = {function: {} for function in config.functions}
     for function, (i, name) in study.each([(f, row) for f in tables for row in enumerate(noises)], "run"):
         end = particles.run_chains(
-            kernel(name, function), x0, config.moves, key=jax.random.fold_in(run_key, i), thin=config.moves, keep=False,
+            kernel(name, function), x0, config.moves, key=jax.random.fold_in(run_key, i), save_every=config.moves, keep=False,
             stats=False,
         ).state  # fmt: skip
         hits = int(np.sum(np.max(np.abs(end.consensus), axis=1) < config.radius))

@@ -75,7 +75,7 @@ SABOTAGE = (
 def run(study, config, key):
     charge_key, net_key = jax.random.split(key)
     for n in study.each(config.sizes, "size"):
-        x, energy = thomson(n, key=jax.random.fold_in(charge_key, n), chains=config.starts)
+        x, energy = thomson(n, key=jax.random.fold_in(charge_key, n), chains=config.starts).check()
         best = np.asarray(x[jnp.argmin(energy)], np.float64)
         # Again from the points, outside of the descent.
         least = np.sum(1 / pdist(best / np.linalg.norm(best, axis=1, keepdims=True)))

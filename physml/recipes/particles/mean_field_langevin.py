@@ -143,7 +143,9 @@ def _ring(study, config, key):
 
     kernel = particles.mean_field_langevin(functional, 0.5, temperature=1e-4)
     start = 0.3 * jax.random.normal(start_key, (n, 2)) + jnp.asarray([[1.0, 0.0]])
-    out = particles.run(kernel, start, config.mmd_moves, key=run_key, thin=config.mmd_moves // 20, stats=False).check()
+    out = particles.run(
+        kernel, start, config.mmd_moves, key=run_key, save_every=config.mmd_moves // 20, stats=False
+    ).check()
     check = sample(fresh_key, 4000)
     score = lambda x: float(mmd(x, check, bandwidths=1.0))
     floor = np.mean([score(sample(jax.random.fold_in(fresh_key, i), n)) for i in range(10)])

@@ -144,7 +144,7 @@ def _case(study, config, case, key):
         kernel = sghmc(energy, h, config.friction, scheme=scheme, shuffle=mode != "replacement")
         x0 = jax.random.normal(jax.random.fold_in(draw_key, 0), (config.chains, 1))
         thin = max(1, 4 // epoch)
-        found, _ = stationary(kernel, x0, moves, _square, key=draw_key, burn=moves // 4, thin=thin)
+        found, _ = stationary(kernel, x0, moves, _square, key=draw_key, burn=moves // 4, save_every=thin)
         exact = exact_variance(scheme, mode, h, config.friction, n, size)
         table.append((found.value[0] - 1, found.error[0], exact - 1))
     value, error, exact = np.transpose(table)

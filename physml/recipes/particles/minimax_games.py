@@ -118,7 +118,7 @@ def _play(study, config, title, game, start, keys):
         counts = [np.histogram(np.clip(z, edges[0], edges[-1]), edges)[0] for z in (x, y)]
         return [Histogram(jnp.asarray(c / c.sum(), jnp.float32), grid) for c in counts]
 
-    equilibrium = particles.gibbs_equilibrium(game, grid, grid)
+    equilibrium = particles.gibbs_equilibrium(game, grid, grid).check()
     initial = float(particles.exploitability(game, *laws(start.x, start.y)))
     at_equilibrium = particles.exploitability(game, *equilibrium)
     study.metrics |= {f"{title} start": initial, f"{title} equilibrium": at_equilibrium}

@@ -154,7 +154,7 @@ def _mixtures(study, config, key):
 
     def sample(kernel, k, law):
         """Draws of the last four fifths, the effective ones, their distance to a law and that of as many free ones."""
-        options = {"key": jax.random.fold_in(key, k), "thin": config.thin}
+        options = {"key": jax.random.fold_in(key, k), "save_every": config.thin}
         out = particles.run_chains(kernel, start, config.steps, **options).check()
         samples = np.asarray(out.samples)[len(out.samples) // 5 :].reshape(-1, 2)
         ess = 0.8 * float(jnp.min(out.stats.ess))
@@ -211,7 +211,7 @@ def _deconvolve(study, config, key):
         prior = TotalVariation(jnp.asarray(weight, jnp.float32), config.prox_iterations)
         kernel = particles.proximal(data, prior, jnp.float32(h), jnp.float32(lam), jnp.float32(temperature))
         key = jax.random.fold_in(chain_key, k)
-        return particles.run(kernel, state, config.round_steps, key=key, thin=10, stats=False)
+        return particles.run(kernel, state, config.round_steps, key=key, save_every=10, stats=False)
 
     @jax.jit
     def virials(x, weight, centre):
