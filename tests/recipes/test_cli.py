@@ -9,25 +9,27 @@ import numpy as np
 import pytest
 
 from physml import cli, recipes
-from physml.recipes import Claim, Info, Result, at_least, at_most, close_to
+from physml.metrics import Estimate
+from physml.recipes import Claim, Info, Noticed, Result, Sabotage, Settings, Study, experiment, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Settings):
+    value: float = setting(0.5, least=-10.0)
+    count: int = 3
 
 
 def fake(name, value):
     """A recipe that takes no time, whose one claim holds for value <= 1."""
 
-    @dataclasses.dataclass(frozen=True)
-    class Config:
-        value: float = 0.5
-        count: int = 3
-
-        def __post_init__(self):
-            if self.count < 1:
-                raise ValueError(f"config.count must be at least 1, got {self.count}")
-
-    def run(config, *, key, progress=False):
+    @experiment
+    def run(study, config, key):
         if config.value < 0:
             raise ValueError(f"config.value must not be negative, got {config.value}")
-        return Result((at_most("value", config.value, 1.0, "by hand"),), {"value": config.value}, {})
+        study.at_most("value", config.value, 1.0, "by hand")
+        study.measure(twice=2 * config.value)
+        if config.count == 99:
+            raise KeyboardInterrupt
 
     def plot(result):
         import matplotlib.pyplot as plt
@@ -51,7 +53,7 @@ def test_a_run_writes_what_it_printed(recipe, tmp_path, capsys):
     assert "holds  value: 0.25" in capsys.readouterr().out
     assert json.loads((tmp_path / "config.json").read_text()) == {"value": 0.25, "count": 3, "seed": 3}
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["ok"] and metrics["claims"][0]["holds"] and metrics["metrics"] == {"value": 0.25}
+    assert metrics["ok"] and metrics["claims"][0]["holds"] and metrics["metrics"] == {"twice": 0.5}
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
@@ -67,7 +69,7 @@ def test_smoke_takes_the_small_configuration(recipe, tmp_path, capsys):
 
 def test_full_takes_the_largest_configuration(monkeypatch, tmp_path, capsys):
     recipe = fake("fake", 0.5)
-    recipe.FULL = recipe.Config(0.05)
+    recipe.FULL = Config(0.05)
     monkeypatch.setattr(recipes, "load", lambda name: recipe)
     assert cli.main(["run", "fake", "--full", "--out", str(tmp_path)]) == 0
     assert "value: 0.05" in capsys.readouterr().out
@@ -82,7 +84,7 @@ def test_full_takes_the_largest_configuration(monkeypatch, tmp_path, capsys):
         (["--config.value", "much"], "much"),
         (["--seed", "x"], "seed"),
         (["--config.value=-1"], "must not be negative"),
-        (["--config.count", "0"], "at least 1"),
+        (["--config.count", "0"], "config.count must be positive"),
         (["--full"], "leave --full out"),
     ],
 )
@@ -96,9 +98,39 @@ def test_bad_fields_and_values_are_exit_status_2(recipe, tmp_path, capsys, argum
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_recipe_and_command(capsys):
+def test_an_interrupted_run_keeps_what_it_found(recipe, tmp_path, capsys):
+    assert cli.main(["run", "fake", "--out", str(tmp_path), "--config.count", "99"]) == 130
+    assert "stopped after 1 claims" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "metrics.json").read_text())
+    assert saved["claims"][0]["quantity"] == "value" and not saved["complete"]
+
+
+def test_a_folder_that_cannot_be_written_costs_no_run(recipe, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["run", "fake", "--out", str(tmp_path / "file" / "below")]) == 2
+    captured = capsys.readouterr()
+    assert "--out" in captured.err and "holds" not in captured.out
+
+
+def test_show_prints_the_last_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["show", "digits"]) == 2
+    assert "no run is written" in capsys.readouterr().err
+    monkeypatch.setattr(recipes, "load", lambda name: fake(name, 0.5))
+    assert cli.main(["run", "digits", "--smoke"]) == 0
+    printed = capsys.readouterr().out.splitlines()[0]
+    assert cli.main(["show", "digits"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == printed
+    assert cli.main(["show", "nothing"]) == 2
+
+
+def test_unknown_recipe_room_and_command(capsys):
     assert cli.main(["run", "digit"]) == 2
     assert "digits" in capsys.readouterr().err
+    assert cli.main(["run", "nosuchthing"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert cli.main(["list", "kitchen"]) == 2
+    assert "the rooms are" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         cli.main(["jump"])
     assert stop.value.code == 2
@@ -107,21 +139,94 @@ def test_unknown_recipe_and_command(capsys):
 
 def test_list_names_paper_claim_and_time(capsys):
     assert cli.main(["list"]) == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     for name in recipes.names():
-        info = recipes.load(name).INFO
-        assert name in printed and info.paper in printed and info.claim in printed and info.time in printed
+        info = recipes.info(name)
+        assert all(words in printed for words in (name, info.paper, info.claim, info.time))
+    assert cli.main(["list", "hopfield"]) == 0
+    printed = capsys.readouterr().out
+    assert "multitasking" in printed and "digits" not in printed.split()
+
+
+def test_info_is_read_without_importing_the_recipe():
+    code = "import sys; from physml import recipes; print(recipes.info('digits').time, 'jax' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip().endswith("False")
+    assert recipes.info("pfgm") == recipes.load("pfgm").INFO
+
+
+# ---- the protocol
 
 
 def test_claims_can_fail():
-    assert at_most("q", 1.0, 1.0, "s").holds and not at_most("q", 1.1, 1.0, "s").holds
-    assert at_least("q", 1.0, 1.0, "s").holds and not at_least("q", 0.9, 1.0, "s").holds
-    assert close_to("q", 1.1, 1.0, 0.2, "s").holds and not close_to("q", 1.3, 1.0, 0.2, "s").holds
+    study = Study("trial")
+    study.at_most("a", 1.0, 1.0, "s")
+    study.at_most("b", 1.1, 1.0, "s")
+    study.at_least("c", 1.0, 1.0, "s")
+    study.at_least("d", 0.9, 1.0, "s")
+    study.near("e", 1.1, 1.0, "s", atol=0.2)
+    study.near("f", 1.3, 1.0, "s", rtol=0.2)
+    study.near("g", Estimate(1.3, 0.1), 1.0, "s", sigmas=4)
+    study.near("h", 1.3, 1.0, "s", error=0.1, sigmas=2)
+    holds = {claim.quantity: claim.holds for claim in study.claims}
+    assert holds == dict(a=True, b=False, c=True, d=False, e=True, f=False, g=True, h=False)
+    assert study.claims[6].error == 0.1
     for relation in ("<=", ">=", "~"):
         assert not Claim("q", float("nan"), relation, 1.0, "s", 10.0).holds
-    result = Result((at_most("q", 2.0, 1.0, "s"),), {}, {})
-    with pytest.raises(RuntimeError, match="q: 2"):
-        result.check()
+    with pytest.raises(RuntimeError, match="b: 1.1"):
+        study.result().check()
+    with pytest.raises(ValueError, match="twice"):
+        study.at_most("a", 0.0, 1.0, "s")
+
+
+def test_a_study_may_stop_at_the_first_failure():
+    study = Study("trial", stop=True)
+    study.at_most("a", 0.0, 1.0, "s")
+    with pytest.raises(Noticed, match="b: 2"):
+        study.at_most("b", 2.0, 1.0, "s")
+
+
+def test_results_survive_json():
+    study = Study("trial")
+    study.near("q", Estimate(1.0, 0.5), 1.0, "s", atol=0.1)
+    study.measure(other=np.float32(2.0))
+    result = study.result()
+    again = Result.from_dict(json.loads(json.dumps(result.as_dict())))
+    assert again.claims == result.claims and again.metrics == {"other": 2.0}
+
+
+def test_settings_check_themselves():
+    @dataclasses.dataclass(frozen=True)
+    class Sizes(Settings):
+        n: int = 3
+        shift: float = setting(0.0, least=-1.0, below=1.0)
+        kinds: tuple[str, ...] = setting(("a",), choices=("a", "b"))
+        steps: tuple[float, ...] = (0.1,)
+
+        def rules(self):
+            return ((self.n % 2 == 1, "n must be odd"),)
+
+    assert Sizes().n == 3
+    for wrong, said in (
+        ({"n": 0}, "config.n must be positive, got 0"),
+        ({"shift": -2.0}, "at least -1"),
+        ({"shift": 1.0}, "below 1"),
+        ({"kinds": ("c",)}, "among a, b"),
+        ({"steps": ()}, "at least 1 entries"),
+        ({"steps": (0.1, -0.1)}, "config.steps must be positive"),
+        ({"n": 4}, "n must be odd"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Sizes(**wrong)
+
+
+def test_a_recipe_that_lacks_something_is_told_what():
+    recipe = fake("fake", 0.5)
+    assert recipes.missing(recipe) == ["SABOTAGE, a Sabotage or a tuple of them"]
+    recipe.SABOTAGE = Sabotage("nothing", sys, "path", lambda exact: exact)
+    assert not recipes.missing(recipe)
+    del recipe.plot
+    recipe.SMOKE = {"n": 1}
+    assert recipes.missing(recipe) == ["SMOKE, a Settings", "plot, a function"]
 
 
 def test_importing_physml_is_cheap():
