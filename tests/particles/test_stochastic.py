@@ -48,7 +48,7 @@ def affine(kernel, batch):
     count = max(1, kernel.scheme.count("O"))
 
     def move(s, xi):
-        state = kernel.init(s[:1]) if n == 1 else kernel.init(s[:1], s[1:])
+        state = kernel.init(s[:1]) if n == 1 else kernel.init(s[:1], momentum=s[1:])
         return flat(kernel.move(state, (tuple(xi[:, None]), batch))[0])
 
     zero, xi = jnp.zeros(n), jnp.zeros(count)

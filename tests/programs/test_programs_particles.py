@@ -8,6 +8,7 @@ from helpers import assert_compiles_once
 from physml import particles as p
 
 KEY = jax.random.key(0)
+MEAN, EYE, TIMES = jnp.zeros(2), jnp.eye(2), jnp.linspace(0.0, 1.0, 5)
 
 
 def _half(x):
@@ -130,10 +131,10 @@ CALLS = {
     "entropy_production": _on_points(lambda x: p.entropy_production(_field, _field, 1.0, x)),
     "implicit_loss": _on_points(lambda x: p.implicit_loss(_field, 1.0, x, key=KEY)),
     "work_rate": _on_points(lambda x: p.work_rate(_field, 1.0, x)),
-    "linear_entropy_production": lambda: lambda: p.linear_entropy_production(jnp.eye(2), jnp.ones(2)),
+    "linear_entropy_production": lambda: lambda: p.linear_entropy_production(EYE, TIMES[1:3]),
     "stationary_covariance": _on_points(lambda x, k: p.stationary_covariance(k, x[0]), k=KERNELS["overdamped"][0]),
     "integrated_time": _on_points(lambda x, k: p.integrated_time(k, x[0]), k=KERNELS["underdamped"][0]),
-    "gaussian_limit": lambda: lambda: p.gaussian_limit(_drift, jnp.zeros(2), jnp.eye(2), jnp.linspace(0.0, 1.0, 5)),
+    "gaussian_limit": lambda: lambda: p.gaussian_limit(_drift, MEAN, EYE, TIMES),
 }  # fmt: skip
 
 

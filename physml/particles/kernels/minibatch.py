@@ -119,6 +119,8 @@ class StochasticGradient(AbstractKernel):
     def init(
         self, position: PyTree, rng_key: Key | None = None, *, momentum: PyTree | None = None
     ) -> Position | Moving:
+        if rng_key is not None:  # not a momentum, whose place this is not
+            streams.check_key(rng_key)
         check_position(position)
         if self.friction is None:
             return Position(position)

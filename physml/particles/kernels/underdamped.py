@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from physml.core import check
+from physml.core.noise import check_key
 from physml.core.types import Energy, Key, Scalar
 from physml.particles.kernels.base import (
     AbstractKernel,
@@ -56,6 +57,8 @@ class Underdamped(AbstractKernel):
     lanes: int = eqx.field(static=True, default=0)
 
     def init(self, position: PyTree, rng_key: Key | None = None, *, momentum: PyTree | None = None) -> PhasePoint:
+        if rng_key is not None:  # not a momentum, whose place this is not
+            check_key(rng_key)
         check_energy(self.energy, position, self.lanes, self.scale)
         value, grad = value_and_gradient(self.energy, position, self.lanes)
         check_start(value)
