@@ -1,7 +1,7 @@
 """What can only be known at run time is a status in the result, and `.check()` raises it outside jit."""
 
 from enum import IntEnum
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -112,7 +112,10 @@ class Checked(eqx.Module):
     computation: ClassVar[str] = "run"
     counted: ClassVar[str] = "step"
 
-    status: eqx.AbstractVar[Status]
+    if TYPE_CHECKING:
+        status: ClassVar[Status]  # no field: the classes say where theirs stands
+    else:
+        status: eqx.AbstractVar[Status]
 
     def check(self: C) -> C:
         """Raise `Failure` with the reason if the run failed; return self otherwise. Outside jit, where it is known."""
