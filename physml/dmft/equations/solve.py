@@ -191,7 +191,7 @@ def solve(
         check_key(key)
     run = _solve_precisely if model.precise else _solve_as_given
     try:
-        return run(model, scheme, average, key, _fitting(model, start))
+        return run(model, scheme, average, key, _floating(start))
     except TypeError as error:
         if isinstance(scheme, Causal) and "forward-mode" in str(error):
             raise TypeError(
@@ -200,21 +200,23 @@ def solve(
         raise
 
 
-def _fitting(model, start):
-    """Unknowns to start from, floating and shaped like those of the model."""
-    if start is None:
-        return None
+def _floating(start):
     whole = lambda leaf: not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    start = jax.tree.map(lambda leaf: jnp.asarray(leaf, float) if whole(leaf) else leaf, start)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, float) if whole(leaf) else leaf, start)
+
+
+def _check_start(model, start):
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)
     wanted = shapes(jax.eval_shape(model.init))
     if shapes(start) != wanted:
         raise ValueError(f"start must be unknowns of the model, with shapes {wanted}; got {shapes(start)}")
-    return start
 
 
 def _solve(model, scheme, average, key, start):
-    start = model.init() if start is None else start
+    if start is None:
+        start = model.init()
+    else:
+        _check_start(model, start)
     dtype = jnp.finfo(widest(*[jnp.result_type(leaf) for leaf in jax.tree.leaves(start)])).dtype
     sample = None if average is None else average.draw(model.noise_shape(), key, dtype)
     out = scheme.run(model, start, sample)
