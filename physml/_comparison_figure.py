@@ -29,8 +29,9 @@ def draw(rows: list[tuple[str, Any, Any, Any]], n: Any, sigmas: float) -> Any:
     for axis, (name, theory, mean, error) in zip(axes.flat, shown, strict=False):
         if theory.ndim > leading:
             grid = next((g for g in grids.values() if len(g) == theory.shape[-1]), np.arange(theory.shape[-1]))
-            last = (lambda a: a[-1]) if several else (lambda a: a)
-            _curve(axis, grid, *map(last, (theory, mean, error)), sigmas, next(iter(grids), "index"))
+            if several:
+                theory, mean, error = theory[-1], mean[-1], error[-1]
+            _curve(axis, grid, theory, mean, error, sigmas, next(iter(grids), "index"))
         elif several:
             _sizes(axis, np.asarray(n), theory, mean, error, sigmas)
         else:

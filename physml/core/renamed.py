@@ -21,7 +21,7 @@ def renamed(**names: str) -> Callable[[F], F]:
                     kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
-        wrapped.__signature__ = inspect.signature(function)
-        return wrapped
+        wrapped.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+        return wrapped  # type: ignore[return-value]
 
-    return decorate
+    return decorate  # type: ignore[return-value]

@@ -85,7 +85,7 @@ def two_tasks(
     if overlap is not None:
         check.number(overlap, "overlap", above=-1, below=1)
         return _two_tasks(alpha1, alpha2, similarity, overlap, True)
-    check.number(field, "field")
+    check.number(field, "field")  # type: ignore[arg-type]  # one of both is given
     return _two_tasks(alpha1, alpha2, similarity, field, False)
 
 

@@ -81,9 +81,9 @@ def mean_flow_loss(
     check_batch(x0, x1, args)
     # What is switched off by a plain zero is not part of the program.
     plain = lambda value: isinstance(value, int | float) and value == 0
-    modulation = None if plain(modulation) else modulation
+    pull = None if plain(modulation) else modulation
     power = None if plain(adaptive_power) else (adaptive_floor, adaptive_power)
-    return _mean_flow(field, path, x0, x1, key, args, modulation, power, flow_ratio, logit_normal, velocity)
+    return _mean_flow(field, path, x0, x1, key, args, pull, power, flow_ratio, logit_normal, velocity)
 
 
 @program

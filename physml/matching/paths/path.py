@@ -180,6 +180,7 @@ def _power(low, high, rho, t):
 def _ordered(low_name, low, high_name, high):
     """Two positive numbers, the first below the second."""
     low, high = number(low, low_name, above=0), number(high, high_name, above=0)
-    if known(low) is not None and known(high) is not None and not known(low) < known(high):
+    bottom, top = known(low), known(high)
+    if bottom is not None and top is not None and not bottom < top:
         raise ValueError(f"{low_name} must be below {high_name}, got {low} and {high}")
     return low, high

@@ -115,5 +115,4 @@ def inside(u: Array) -> Array:
 def _invert(rising: Callable[[Array], Array], value: Array, low: float, high: float) -> Array:
     """x in [low, high] where a rising function takes the value to the last bit, or the nearer end where it does not."""
     bits = 5 - int(math.log2(float(jnp.finfo(value.dtype).eps)))
-    ends = (jnp.full_like(value, end) for end in (low, high))
-    return bisect(lambda x: value - rising(x), *ends, bits)
+    return bisect(lambda x: value - rising(x), jnp.full_like(value, low), jnp.full_like(value, high), bits)
