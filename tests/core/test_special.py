@@ -39,8 +39,8 @@ def test_normal_tail():
     np.testing.assert_allclose(log, scipy.special.log_ndtr(x), rtol=1e-10, atol=1e-15)
     # erfcx gives the ratio without cancellation: phi/Phi = sqrt(2/pi)/erfcx(-x/sqrt 2).
     ratio = np.sqrt(2 / np.pi) / scipy.special.erfcx(-x / np.sqrt(2))
-    np.testing.assert_allclose(slope, ratio, rtol=1e-9)  # what jax's log_ndtr has
-    np.testing.assert_allclose(jax.vmap(jax.grad(mills))(jnp.asarray(x)), -ratio * (ratio + x), rtol=1e-6, atol=1e-300)
+    np.testing.assert_allclose(slope, ratio, rtol=1e-8)  # what jax's log_ndtr has
+    np.testing.assert_allclose(jax.vmap(jax.grad(mills))(jnp.asarray(x)), -ratio * (ratio + x), rtol=1e-5, atol=1e-300)
 
 
 def test_log_weights_that_are_lost_are_counted():

@@ -64,7 +64,7 @@ def kl_divergence(fields: Fields, prior: Fields) -> Array:
     return sum((one(a, b) for a, b in zip(fields, prior, strict=True)), jnp.zeros((), fields[0].dtype))
 
 
-def minimise(objective: Callable[[PyTree], Array], start: PyTree, *, steps: int, rate: float) -> tuple[PyTree, Array]:
+def minimise(objective: Callable[[PyTree], Array], start: PyTree, *, steps: int, rate: Scalar) -> tuple[PyTree, Array]:
     """`steps` of Adam with a rate that falls as a cosine; the last point and the objective along the way (steps,)."""
     tool = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
