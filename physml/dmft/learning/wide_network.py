@@ -310,7 +310,7 @@ class WideNetwork(AbstractModel):
             return (f, slope(k, errors), errors), f
 
         errors = jnp.zeros((self.steps + 1, len(start)), Phi.dtype).at[0].set(self._error(start))
-        return lax.scan(step, (start, jnp.zeros_like(start), errors), index[1:])[1]
+        return lax.scan(step, (start, jnp.zeros_like(start), errors), 1 + jnp.arange(self.steps, dtype=jnp.int32))[1]
 
     def finish(self, order):
         k, n = self.steps + 1, len(self.kernel)
