@@ -1,5 +1,6 @@
 """Filling arrays row by row: in segments as in one piece, and its derivatives."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +41,7 @@ def test_segments_and_one_piece_agree_in_values_and_derivatives(monkeypatch, ste
         segments = program(corner=_corner)
         whole, cut, plain = program()(0.3, 0.7), segments(0.3, 0.7), program(forward=True)(0.3, 0.7)
         for one in (cut, plain):
-            for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(whole), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+            chex.assert_trees_all_close(one, whole, rtol=1e-12, atol=1e-14)
         h = 1e-5
         numeric = (segments(0.3 + h, 0.7)[0][0] - segments(0.3 - h, 0.7)[0][0]) / (2 * h)
         assert abs(cut[1][0] - numeric) < 1e-6 * abs(numeric)

@@ -1,5 +1,6 @@
 """Feature learning at infinite width: the exact linear case, two routes to the output, networks, gradients."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,8 +123,7 @@ def test_samples_in_batches_are_the_same_average(monkeypatch):
     monkeypatch.setattr(
         average, "AT_ONCE", 35 * model.noise_shape()[-1]
     )  # four batches of 33, two samples of them empty
-    for a, b in zip(jax.tree.leaves(both(order)), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+    chex.assert_trees_all_close(both(order), whole, rtol=2e-4, atol=1e-5)
 
 
 def test_errors_and_statuses():
