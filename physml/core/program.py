@@ -15,9 +15,10 @@ def program(function: F) -> F:
     """Decorator: `function` is compiled, as by `equinox.filter_jit`, and found again by an equal call.
 
     Arrays are traced; Modules are equal when their types and static fields are. Python's floats become (weakly typed)
-    arrays, so that another value of a parameter does not compile again. Everything else is static: integers, words,
-    functions by identity. So a lambda written anew in the call compiles anew; define it once, or make it a Module with
-    arrays for fields. Inside jit, grad and vmap the function is part of what is being traced.
+    arrays, so that another value of a parameter does not compile again; those inside a Module stay what they are.
+    Everything else is static: integers, words, functions by identity. So a lambda written anew in the call compiles
+    anew; define it once, or make it a Module with arrays for fields. Inside jit, grad and vmap the function is part of
+    what is being traced.
 
     Checks of values belong outside: in here all of them are traced.
     """
@@ -25,8 +26,10 @@ def program(function: F) -> F:
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
+        # Not those inside a Module: it may read its numbers, as whether a degree of freedom is infinite.
+        closed = lambda leaf: isinstance(leaf, eqx.Module)
         numbers = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf
-        args, kwargs = jax.tree.map(numbers, (args, kwargs))
+        args, kwargs = jax.tree.map(numbers, (args, kwargs), is_leaf=closed)
         return compiled(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
