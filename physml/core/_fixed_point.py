@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 from physml.core import check
 from physml.core._status import Checked, Code, Status, status
 from physml.core.program import program
-from physml.core.types import Scalar, widest
+from physml.core.types import Scalar, shape_of, widest
 
 DENSE_LIMIT = 1000  # largest state whose Jacobian is formed when no linear solver is chosen
 
@@ -217,7 +217,7 @@ def fixed_point(
     x0 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), x0)
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(x0)):
         raise ValueError(f"x0 must be floating point, got {[str(leaf.dtype) for leaf in jax.tree.leaves(x0)]}")
-    out = jax.eval_shape(f, x0)
+    out = shape_of(f, x0)
     kinds = lambda tree: [(leaf.shape, jnp.iscomplexobj(leaf)) for leaf in jax.tree.leaves(tree)]
     if jax.tree.structure(out) != jax.tree.structure(x0) or kinds(out) != kinds(x0):
         raise ValueError(f"f must return what it is given: {jax.tree.map(jnp.shape, x0)}, got {out}")

@@ -32,3 +32,9 @@ def widest(*dtypes: Any) -> Any:
     """The dtype that holds them all, also where the caller forbids implicit promotion."""
     with jax.numpy_dtype_promotion("standard"):
         return functools.reduce(jnp.promote_types, dtypes)
+
+
+def shape_of(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """Shapes and dtypes of what a function returns. Not `jax.eval_shape` itself, which would look the function up by
+    equality: that of a Module with traced arrays has no outcome."""
+    return jax.eval_shape(lambda *args: function(*args), *args)

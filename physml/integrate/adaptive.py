@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from physml.core import noise
 from physml.core._status import Code
-from physml.core.types import Scalar
+from physml.core.types import Scalar, shape_of
 from physml.integrate.dynamics import Dynamics, brownian_like, like, noise_kind
 
 
@@ -52,7 +52,7 @@ class Diffrax(eqx.Module):
         if g is None:
             terms = drift
         else:
-            shape = brownian_like(jax.eval_shape(g, ts[0], x0, args), x0)
+            shape = brownian_like(shape_of(g, ts[0], x0, args), x0)
             area = self._levy_area(fixed)
             if fixed:
                 path = _path_class()(ts=ts, key=key, lane=jnp.asarray(lane), like=shape, levy_area=area)

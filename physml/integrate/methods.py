@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 
 from physml.core.program import program
 from physml.core.tree import add, plus
-from physml.core.types import is_traced
+from physml.core.types import is_traced, shape_of
 from physml.integrate.dynamics import Dynamics, apply_noise, like, noise_kind
 from physml.integrate.stepping import rk4
 
@@ -218,7 +218,7 @@ def check_elementwise(dynamics: Dynamics, t: Any, x: PyTree, args: Any) -> None:
     A Jacobian J is diagonal if and only if u * (J v) = v * (J u) for almost every pair of vectors u, v.
     """
     noise = dynamics.noise
-    if noise is None or noise_kind(jax.eval_shape(noise, t, x, args), x) != "diagonal":
+    if noise is None or noise_kind(shape_of(noise, t, x, args), x) != "diagonal":
         return
     u, v = _direction(x, 1), _direction(x, 2)
     ju, jv = (_slope(_Like(noise), (t,), x, (args,), along) for along in (u, v))

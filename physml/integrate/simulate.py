@@ -13,7 +13,7 @@ from physml.core._status import Checked, Code, Status, status
 from physml.core.loops import march
 from physml.core.program import program
 from physml.core.progress import progress_bar
-from physml.core.types import Key, is_traced, widest
+from physml.core.types import Key, is_traced, shape_of, widest
 from physml.integrate.adaptive import Diffrax
 from physml.integrate.dynamics import Dynamics, brownian_like
 from physml.integrate.methods import RK4, AbstractMethod, EulerMaruyama, check_elementwise
@@ -136,7 +136,7 @@ def _march(dynamics, method, x0, ts, key, args, lanes, first, save_every, checkp
     draw = None
     if dynamics.noise is not None:
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[:-1], leaf.dtype), x0) if batched else x0
-        normals = (brownian_like(jax.eval_shape(dynamics.noise, ts[0], one, args), one),) * method.normals
+        normals = (brownian_like(shape_of(dynamics.noise, ts[0], one, args), one),) * method.normals
         draw = lambda k: noise.normal(key, k, normals, lanes)
     x, xs = march(step, x0, steps, draw=draw, first=first, save_every=save_every, checkpoint=checkpoint)
     if batched:
@@ -272,7 +272,7 @@ def _validate(dynamics, x0, ts, key, args, method, save_every):
 
 
 def _check_shapes(dynamics, x0, t, args):
-    out = jax.eval_shape(dynamics.drift, t, x0, args)
+    out = shape_of(dynamics.drift, t, x0, args)
     shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]
     if jax.tree.structure(out) != jax.tree.structure(x0) or shapes(out) != shapes(x0):
         raise ValueError(
@@ -283,6 +283,6 @@ def _check_shapes(dynamics, x0, t, args):
     if any(jnp.iscomplexobj(f) and not jnp.iscomplexobj(x) for f, x in pairs):
         raise ValueError("the drift of a real state is complex: make x0 complex, or take the real part")
     if dynamics.noise is not None:
-        like = brownian_like(jax.eval_shape(dynamics.noise, t, x0, args), x0)
+        like = brownian_like(shape_of(dynamics.noise, t, x0, args), x0)
         if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(like)):
             raise ValueError("noise acts on real states; write a complex one as its real and imaginary parts")

@@ -200,7 +200,7 @@ def test_bad_input(key):
         Keep(m.Independent(), 7)(x, x, key=key)
     with pytest.raises(ValueError, match="needs a condition"):
         m.match(field, m.linear(), x, x, key=key, coupling=m.Assignment(condition_weight=1.0))
-    with pytest.raises(ValueError, match="not be negative, got -1"):
+    with pytest.raises(ValueError, match="condition_weight must be at least 0, got -1"):
         m.Assignment(condition_weight=-1.0).pair(x, x, key=key, condition=jnp.zeros(6))
     with pytest.raises(ValueError, match="leading axis of the batch, 6"):
         couple(m.Assignment(), x, x, key=key, args=jnp.zeros(5))

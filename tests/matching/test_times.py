@@ -114,7 +114,7 @@ def test_default_is_unchanged_and_gradients_pass_the_parameters(key):
 
 
 def test_bad_input(key):
-    with pytest.raises(ValueError, match=r"std > 0, got -1\.0"):
+    with pytest.raises(ValueError, match=r"std must be positive, got -1\.0"):
         m.logit_normal(0.0, -1.0)
     with pytest.raises(ValueError, match="give start and stop"):
         m.log_snr(m.linear())

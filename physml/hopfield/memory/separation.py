@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from physml.core.types import Scalar
+from physml.core.types import Scalar, shape_of
 
 
 class AbstractSeparation(eqx.Module):
@@ -275,7 +275,7 @@ class Potential(AbstractSeparation):
 
     def fits(self, count: int) -> None:
         """A `ValueError` unless phi of `count` logits is one number."""
-        out = jax.eval_shape(self.phi, jax.ShapeDtypeStruct((count,), jnp.result_type(float)))
+        out = shape_of(self.phi, jax.ShapeDtypeStruct((count,), jnp.result_type(float)))
         if getattr(out, "shape", None) != ():
             raise ValueError(f"separation must map logits (N,) to one number, a potential; got {out}, as of weights")
 

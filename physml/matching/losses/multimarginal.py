@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from physml.core.program import program
-from physml.core.types import Field, Key
+from physml.core.types import Field, Key, shape_of
 from physml.matching.exact.mixture import MixtureLike, _check_mixture
 from physml.train import fit
 
@@ -153,7 +153,7 @@ def learn_curve(
     is not changed.
     **Returns** a `Curve`. **Cost** steps x n gradients of the field.
     """
-    shape = jax.eval_shape(sampler, key).shape
+    shape = shape_of(sampler, key).shape
     begin, train_key = jax.random.split(key)
     # The square has no slope at zero: start from one bulge of every law, which no wave of higher order cuts in two.
     curve = edge(shape[0], start, end, modes=modes, nodes=nodes)

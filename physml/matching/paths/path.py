@@ -84,12 +84,12 @@ def trigonometric() -> Path:
 
 def brownian_bridge(sigma: Scalar = 1.0) -> Path:
     r"""$x_t = (1 - t) x_0 + t x_1 + \sigma \sqrt{t(1 - t)}\, z$: a two-sided path, a bridge of temperature sigma^2."""
-    return Path(_fall, _rise, Partial(_bridge, number(sigma, "sigma", least=0)), cut=1e-3)
+    return Path(_fall, _rise, Partial(_bridge, _parameter(sigma, "sigma", least=0)), cut=1e-3)
 
 
 def mirror(sigma: Scalar = 1.0) -> Path:
     r"""$x_t = x_1 + \sigma \sqrt{t(1 - t)}\, z$: from the data back to the data; its score is that of noised data."""
-    return Path(_nothing, _one, Partial(_bridge, number(sigma, "sigma", above=0)), cut=1e-3)
+    return Path(_nothing, _one, Partial(_bridge, _parameter(sigma, "sigma", above=0)), cut=1e-3)
 
 
 def variance_preserving(beta_min: Scalar = 0.1, beta_max: Scalar = 20.0) -> Path:
@@ -121,7 +121,7 @@ def edm(sigma_min: Scalar = 0.002, sigma_max: Scalar = 80.0, rho: Scalar = 7.0) 
     Equal steps in t are the noise levels of Karras et al. (2022), eq. 5.
     """
     ends = _ordered("sigma_min", sigma_min, "sigma_max", sigma_max)
-    return Path(Partial(_power, *ends, number(rho, "rho", above=0)), _one)
+    return Path(Partial(_power, *ends, _parameter(rho, "rho", above=0)), _one)
 
 
 def _rise(t):
@@ -149,11 +149,12 @@ def _quarter_sin(t):
 
 
 def _bridge(sigma, t):
-    return sigma.astype(t.dtype) * jnp.sqrt(t * (1.0 - t))
+    return jnp.asarray(sigma, t.dtype) * jnp.sqrt(t * (1.0 - t))
 
 
 def _log_signal(low, high, t):
-    return -0.25 * (1.0 - t) ** 2 * (high - low).astype(t.dtype) - 0.5 * (1.0 - t) * low.astype(t.dtype)
+    low, high = jnp.asarray(low, t.dtype), jnp.asarray(high, t.dtype)
+    return -0.25 * (1.0 - t) ** 2 * (high - low) - 0.5 * (1.0 - t) * low
 
 
 def _vp_signal(low, high, t):
@@ -169,17 +170,23 @@ def _sub_vp_noise(low, high, t):
 
 
 def _geometric(low, high, t):
-    return high.astype(t.dtype) * (low / high).astype(t.dtype) ** t
+    return jnp.asarray(high, t.dtype) * jnp.asarray(low / high, t.dtype) ** t
 
 
 def _power(low, high, rho, t):
-    top, bottom, rho = (high ** (1 / rho)).astype(t.dtype), (low ** (1 / rho)).astype(t.dtype), rho.astype(t.dtype)
-    return (top + t * (bottom - top)) ** rho
+    top, bottom = jnp.asarray(high ** (1 / rho), t.dtype), jnp.asarray(low ** (1 / rho), t.dtype)
+    return (top + t * (bottom - top)) ** jnp.asarray(rho, t.dtype)
+
+
+def _parameter(value, name, **bounds):
+    """A number of a schedule, checked. One of Python's stays one: a path inside a model must not be trained with it."""
+    number(value, name, **bounds)
+    return value if isinstance(value, jax.Array) else float(value)
 
 
 def _ordered(low_name, low, high_name, high):
     """Two positive numbers, the first below the second."""
-    low, high = number(low, low_name, above=0), number(high, high_name, above=0)
+    low, high = _parameter(low, low_name, above=0), _parameter(high, high_name, above=0)
     bottom, top = known(low), known(high)
     if bottom is not None and top is not None and not bottom < top:
         raise ValueError(f"{low_name} must be below {high_name}, got {low} and {high}")

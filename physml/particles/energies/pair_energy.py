@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from physml.core import check
 from physml.core.program import program
-from physml.core.types import is_traced
+from physml.core.types import is_traced, shape_of
 from physml.particles.pairs.backends import AbstractBackend, Dense, _finite_on_diagonal
 
 
@@ -50,7 +50,7 @@ class PairEnergy(eqx.Module):
         return _total(self.kernel, self.backend, x)
 
     def _check(self, x):
-        out = jax.eval_shape(self.kernel, x[0], x[0])
+        out = shape_of(self.kernel, x[0], x[0])
         if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != ():
             raise ValueError(f"the kernel of a PairEnergy must return a scalar; got {out}")
         if len(x) > 1 and not is_traced((x, self.kernel)):

@@ -21,7 +21,7 @@ from jaxtyping import Array, PyTree
 from physml.core import check, noise
 from physml.core.program import program
 from physml.core.tree import plus as plus, total as total
-from physml.core.types import Energy, Key
+from physml.core.types import Energy, Key, shape_of
 
 K = TypeVar("K", bound="AbstractKernel")
 
@@ -135,7 +135,7 @@ def check_energy(energy: Energy, position: PyTree, lanes: int, scale: PyTree | N
     check_scale(scale, position, lanes)
     one = position if lanes == 0 else jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[..., 0], x), position)
     try:
-        out = jax.eval_shape(energy, one)
+        out = shape_of(energy, one)
     except jax.errors.ConcretizationTypeError as error:
         raise ValueError("energy must return an array of JAX; it asks for the value of one, as float() does") from error
     if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != () or not jnp.issubdtype(out.dtype, jnp.floating):

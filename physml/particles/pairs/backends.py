@@ -19,7 +19,7 @@ from jaxtyping import Array
 from physml.core import check
 from physml.core._status import Checked, Code, Status, status
 from physml.core.entries import by_entries, objects
-from physml.core.types import Key
+from physml.core.types import Key, shape_of
 
 
 class Force(Checked):
@@ -87,7 +87,7 @@ class RandomBatch(AbstractBackend):
         total = jnp.sum(others, axis=2, keepdims=True)
         share = jnp.where(itself, w[:, None, :], others * (1 - w[:, :, None]) / jnp.where(total > 0, total, 1))
         entries = [jnp.sum(v * share.astype(v.dtype), axis=2).reshape(n) for v in inside(xs, split(keep), ys)]
-        shape = jax.eval_shape(kernel, x[0], y[0]).shape
+        shape = shape_of(kernel, x[0], y[0]).shape
         back = jnp.argsort(order)
         return Force(value=jnp.stack(entries, axis=-1).reshape(n, *shape)[back], status=status())
 
@@ -160,7 +160,7 @@ class Cells(AbstractBackend):
 
     def _over(self, kernel, x, y, weights, partners):
         keep = jax.vmap(lambda z: _finite_on_diagonal(kernel, z))(x)
-        pair, shape = _of_coordinates(kernel, x[0], y[0]), jax.eval_shape(kernel, x[0], y[0]).shape
+        pair, shape = _of_coordinates(kernel, x[0], y[0]), shape_of(kernel, x[0], y[0]).shape
         limit, (mine, theirs) = self.cutoff**2, _numbers(x, y)
 
         @jax.checkpoint
@@ -185,7 +185,7 @@ def _by_rows(kernel, x, y, weights, block):
     """Blocks of rows of x against all of y; only x, y and the sums are kept for the backward pass."""
     n, size = len(x), min(block, len(x))
     keep = jax.vmap(lambda z: _finite_on_diagonal(kernel, z))(x)
-    shape = jax.eval_shape(kernel, x[0], y[0]).shape
+    shape = shape_of(kernel, x[0], y[0]).shape
     pair, columns, w = _of_coordinates(kernel, x[0], y[0]), tuple(y.T), weights.astype(x.dtype)
 
     mine, theirs = _numbers(x, y)
