@@ -77,6 +77,8 @@ def mean_flow_loss(
     check.within(flow_ratio, "flow_ratio", least=0, most=1)
     check.within(adaptive_power, "adaptive_power", least=0)
     check.within(adaptive_floor, "adaptive_floor", above=0)
+    if logit_normal is not None:
+        check.number(logit_normal[1], "std", above=0)
     x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
     check_batch(x0, x1, args)
     # What is switched off by a plain zero is not part of the program.
