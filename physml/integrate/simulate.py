@@ -149,7 +149,7 @@ def _in_pieces(run, x0, ts, save_every, progress, pieces=50):
     """All steps in one program, or in pieces of whole save intervals with a progress bar between them."""
     steps = len(ts) - 1
     if not progress:
-        return run(x0, ts, jnp.asarray(0, jnp.int32), save_every)
+        return run(x0, ts, np.asarray(0, np.int32), save_every)
     if is_traced((x0, ts)):
         raise ValueError("progress=True needs concrete arrays: call integrate outside jit, or drop the bar")
     # Few saves leave little to show progress by: save more often and thin afterwards.
@@ -161,7 +161,7 @@ def _in_pieces(run, x0, ts, save_every, progress, pieces=50):
     with progress_bar(steps, "integrate", "step") as bar:
         for first in range(0, steps, size):
             length = min(size, steps - first)
-            x, xs = run(x, ts[first : first + length + 1], jnp.asarray(first, jnp.int32), every)
+            x, xs = run(x, ts[first : first + length + 1], np.asarray(first, np.int32), every)
             saved.append(jax.tree.map(jax.block_until_ready, xs))
             bar.update(length)
     thin = save_every // every
@@ -260,7 +260,7 @@ def _validate(dynamics, x0, ts, key, args, method, save_every):
         raise ValueError("the dynamics has noise: pass key=jax.random.key(seed)")
     else:
         noise.check_key(key)
-    start = ts[0] if is_traced(ts) else jnp.asarray(np.asarray(ts)[0])
+    start = ts[0] if is_traced(ts) else jnp.asarray(np.asarray(ts)[:1].reshape(()))
     _check_shapes(dynamics, x0, start, args)
     if isinstance(method, AbstractMethod):
         if method.calculus == "ode" and dynamics.noise is not None:
