@@ -60,7 +60,8 @@ def _list(room: str | None) -> int:
         info = recipes.info(name)
         print(f"  {name}  ({info.time})")
         for line in (info.paper, info.claim):
-            print(textwrap.fill(line, 118, initial_indent="      ", subsequent_indent="      "))
+            indent = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
+            print(textwrap.fill(line, 118, break_on_hyphens=False, **indent))
     return 0
 
 
@@ -95,6 +96,7 @@ def _run(name: str, rest: list[str]) -> int:
     except OverflowError:
         raise ValueError(f"--seed must fit into 64 bits, got {options.seed}") from None
     out = options.out or Path("runs") / (name if size == "paper" else f"{name}-{size}")
+    new = not out.exists()
     try:
         # Before the run: a folder that cannot be written must not cost its results.
         out.mkdir(parents=True, exist_ok=True)
@@ -107,8 +109,9 @@ def _run(name: str, rest: list[str]) -> int:
     try:
         result = recipe.run(options.config, key=key, study=study)
     except ValueError:
-        with contextlib.suppress(OSError):
-            out.rmdir()  # if it is empty
+        if new:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # if it is empty
         raise
     except KeyboardInterrupt:
         result, seconds = study.result(), time.perf_counter() - start
