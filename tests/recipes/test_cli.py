@@ -145,7 +145,7 @@ def test_list_names_paper_claim_and_time(capsys):
         assert all(words in printed for words in (name, info.paper, info.claim, info.time))
     assert cli.main(["list", "hopfield"]) == 0
     printed = capsys.readouterr().out
-    assert "multitasking" in printed and "digits" not in printed.split()
+    assert "multitasking" in printed and "flexible_diffusion" not in printed
 
 
 def test_info_is_read_without_importing_the_recipe():
