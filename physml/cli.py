@@ -60,8 +60,8 @@ def _list(room: str | None) -> int:
         info = recipes.info(name)
         print(f"  {name}  ({info.time})")
         for line in (info.paper, info.claim):
-            indent = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
-            print(textwrap.fill(line, 118, break_on_hyphens=False, **indent))
+            text = textwrap.fill(line, 112, break_on_hyphens=False)
+            print(textwrap.indent(text, " " * 6))
     return 0
 
 

@@ -24,13 +24,13 @@ import optax
 from jaxtyping import Array, PyTree
 
 from physml.core.program import program
-from physml.core.types import Field, Key, shape_of
+from physml.core.types import Field, Key, Scalar, shape_of
 from physml.matching.exact.mixture import MixtureLike, _check_mixture
 from physml.train import fit
 
 
 @program
-def simplex_match(field: Field, xs: Array, *, key: Key, args: PyTree = None, concentration: float = 1.0) -> Array:
+def simplex_match(field: Field, xs: Array, *, key: Key, args: PyTree = None, concentration: Scalar = 1.0) -> Array:
     r"""Regress the means $g_k$: the batch average of $\sum_k |f_k(a, x(a)) - x_k|^2 / d$ over weights from a
     Dirichlet law.
 
