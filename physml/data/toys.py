@@ -195,7 +195,7 @@ def swiss_roll(n: int, *, key: Key, noise: Scalar = 0.1, turns: Scalar = 1.5, dt
 
 @_toy
 def circles(
-    n: int, *, key: Key, radii: tuple[float, ...] = (1.0, 2.0, 3.0), noise: Scalar = 0.08, dtype: Any = None
+    n: int, *, key: Key, radii: tuple[Scalar, ...] = (1.0, 2.0, 3.0), noise: Scalar = 0.08, dtype: Any = None
 ) -> Float[Array, "n 2"]:
     """Concentric circles of equal weight with Gaussian noise of the given standard deviation on both
     coordinates.
