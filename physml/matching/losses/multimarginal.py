@@ -54,7 +54,7 @@ def simplex_match(field: Field, xs: Array, *, key: Key, args: PyTree = None, con
     return jnp.mean(jax.vmap(one, in_axes=(0, 1, 0))(weights, xs, args))
 
 
-def simplex_weights(laws: int, n: int, *, key: Key, concentration: float = 1.0, dtype: Any = jnp.float32) -> Array:
+def simplex_weights(laws: int, n: int, *, key: Key, concentration: Scalar = 1.0, dtype: Any = jnp.float32) -> Array:
     """Weights (n, laws) for training: four fifths Dirichlet, the rest uniform on random edges."""
     inside, first, second, place = jax.random.split(key, 4)
     a = jax.random.dirichlet(inside, jnp.full(laws, concentration, dtype), (n,), dtype)
