@@ -66,6 +66,14 @@ def _samples(call, **options):
     return make
 
 
+def _gaussians(call):
+    def make():
+        laws = (jnp.ones(2), jnp.eye(2)), (jnp.zeros(2), 2 * jnp.eye(2))
+        return lambda: call(*laws[0], *laws[1])
+
+    return make
+
+
 def _chains(call):
     def make():
         x = jnp.sin(jnp.arange(40.0)).reshape(20, 2)
@@ -83,7 +91,7 @@ METRICS = {
     "wasserstein2": _samples(lambda x, y: metrics.wasserstein2(x[:4], y)),
     "wasserstein1": _samples(lambda x, y: metrics.wasserstein1(x[:4], y)),
     "wasserstein_1d": _samples(lambda x, y: metrics.wasserstein_1d(x[:, 0], y[:, 0])),
-    "gaussian_wasserstein2": lambda: lambda: metrics.gaussian_wasserstein2(*[jnp.ones(2), jnp.eye(2)] * 2),
+    "gaussian_wasserstein2": _gaussians(metrics.gaussian_wasserstein2),
     "median_distance": _chains(metrics.median_distance),
     "ess": _chains(metrics.ess),
     "r_hat": _chains(metrics.r_hat),
