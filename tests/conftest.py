@@ -17,10 +17,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # most
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-# Compiling is most of the suite's time, and XLA's fusion emitters are a third of that. Without them programs are the
-# same up to rounding; `XLA_FLAGS= python -m pytest` tests them as they run elsewhere. An unknown flag ends the process.
+# Compiling is most of the suite's time, and most of that is XLA's optimisation of programs that run once. Without it
+# programs are the same up to rounding, and the suite takes less than half; `XLA_FLAGS= python -m pytest` tests them as
+# they run elsewhere. An unknown flag ends the process.
 if version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    )
 
 from jaxtyping import install_import_hook
 
