@@ -82,7 +82,7 @@ def _show(name: str, out: Path | None) -> int:
 
 def _run(name: str, rest: list[str]) -> int:
     _keep_compiled_programs()
-    recipe = recipes.load(name)
+    recipe = recipes.load_recipe(name)
     sizes = [word for word in rest if word in ("--smoke", "--full")]
     size = sizes[0][2:] if sizes else "paper"
     if len(sizes) > 1 or not hasattr(recipe, size.upper()):

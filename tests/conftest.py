@@ -23,7 +23,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 if version("jaxlib").startswith("0.10."):
     os.environ.setdefault(
         "XLA_FLAGS",
-        "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+        " --xla_llvm_disable_expensive_passes=true",
     )
 
 from jaxtyping import install_import_hook

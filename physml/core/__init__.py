@@ -7,7 +7,7 @@ from physml.core._fixed_point import (
     Anderson as Anderson,
     Damped as Damped,
     FixedPoint as FixedPoint,
-    History as History,
+    Iterates as Iterates,
     Newton as Newton,
     fixed_point as fixed_point,
     largest as largest,

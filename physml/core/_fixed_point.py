@@ -25,7 +25,7 @@ from physml.core.types import Scalar, shape_of, widest
 DENSE_LIMIT = 1000  # largest state whose Jacobian is formed when no linear solver is chosen
 
 
-class History(eqx.Module):
+class Iterates(eqx.Module):
     """Iterates (max_steps + 1, ...) and their residuals; rows beyond the last step are NaN."""
 
     values: PyTree
@@ -42,7 +42,7 @@ class FixedPoint(Checked):
     residual: Array
     steps: Array
     status: Status
-    history: History | None = None
+    history: Iterates | None = None
 
 
 class AbstractIteration(eqx.Module):
@@ -249,7 +249,7 @@ def _solve(f, x0, method, tol, max_steps, adjoint, linear_solver, history):
         )
     steps, code = steps.astype(jnp.int32), code.astype(jnp.int32)
     code = jnp.where((code == Code.ok) & (wanted < floor), Code.precision_limited, code)
-    trail = None if trail is None else History(jax.vmap(restore)(trail[0]), trail[1])
+    trail = None if trail is None else Iterates(jax.vmap(restore)(trail[0]), trail[1])
     return FixedPoint(restore(value), residual, steps, status(code, steps), trail)
 
 

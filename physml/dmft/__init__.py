@@ -7,8 +7,8 @@ from physml.dmft.equations.average import (
     Sample as Sample,
 )
 from physml.dmft.equations.branches import (
-    Curve as Curve,
     Fold as Fold,
+    SolutionCurve as SolutionCurve,
     curve as curve,
     cusp as cusp,
     fold as fold,
@@ -22,14 +22,14 @@ from physml.dmft.equations.solve import (
     AbstractModel as AbstractModel,
     AbstractScheme as AbstractScheme,
     Causal as Causal,
-    FixedPoint as FixedPoint,
+    SelfConsistent as SelfConsistent,
     Solution as Solution,
     solve as solve,
 )
 from physml.dmft.gaussian import weight_ensembles as weight_ensembles
 from physml.dmft.gaussian.edge_of_chaos import (
     EdgeOfChaos as EdgeOfChaos,
-    Phase as Phase,
+    Propagation as Propagation,
     correlation_depth as correlation_depth,
     edge_of_chaos as edge_of_chaos,
 )

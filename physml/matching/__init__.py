@@ -63,7 +63,7 @@ from physml.matching.paths.path import (
     brownian_bridge as brownian_bridge,
     edm as edm,
     linear as linear,
-    mirror as mirror,
+    mirror_interpolant as mirror_interpolant,
     sub_variance_preserving as sub_variance_preserving,
     trigonometric as trigonometric,
     variance_exploding as variance_exploding,

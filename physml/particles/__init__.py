@@ -88,7 +88,12 @@ from physml.particles.matter.hypersphere import (
     hyperspherical_energy as hyperspherical_energy,
     thomson as thomson,
 )
-from physml.particles.pairs.backends import Cells as Cells, Dense as Dense, Force as Force, RandomBatch as RandomBatch
+from physml.particles.pairs.backends import (
+    AllPairs as AllPairs,
+    Cells as Cells,
+    Force as Force,
+    RandomBatch as RandomBatch,
+)
 from physml.particles.pairs.interaction import Feature as Feature, PairSum as PairSum
 from physml.particles.pairs.measure import (
     Gaussian as Gaussian,
@@ -104,7 +109,10 @@ from physml.particles.theory.entropy_production import (
     probability_velocity as probability_velocity,
     work_rate as work_rate,
 )
-from physml.particles.theory.fokker_planck import Stationary as Stationary, stationary_density as stationary_density
+from physml.particles.theory.fokker_planck import (
+    StationaryDensity as StationaryDensity,
+    stationary_density as stationary_density,
+)
 from physml.particles.theory.game import (
     Equilibrium as Equilibrium,
     exploitability as exploitability,

@@ -7,15 +7,15 @@ A recipe is a module with `INFO`, a frozen `Config` of `Settings` with the insta
 import ast
 import functools
 import importlib
+import pathlib
 import pkgutil
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from physml.recipes.study import (
     Claim as Claim,
-    Info as Info,
     Noticed as Noticed,
+    RecipeInfo as RecipeInfo,
     Result as Result,
     Sabotage as Sabotage,
     Settings as Settings,
@@ -26,12 +26,12 @@ from physml.recipes.study import (
 
 
 @functools.cache
-def _places() -> dict[str, tuple[str, Path]]:
+def _places() -> dict[str, tuple[str, pathlib.Path]]:
     """Room and file of every recipe."""
     found = {}
     for room in pkgutil.iter_modules(__path__):
         if room.ispkg:
-            folder = Path(__path__[0]) / room.name
+            folder = pathlib.Path(__path__[0]) / room.name
             files = pkgutil.iter_modules([str(folder)])
             found |= {f.name: (room.name, folder / f"{f.name}.py") for f in files if not f.name.startswith("_")}
     return dict(sorted(found.items()))
@@ -57,25 +57,25 @@ def room_of(name: str) -> str:
     return _places()[name][0]
 
 
-def load(name: str) -> ModuleType:
+def load_recipe(name: str) -> ModuleType:
     """The recipe's module; a `ValueError` that names the nearest recipes when there is none."""
     return importlib.import_module(f"physml.recipes.{room_of(name)}.{name}")
 
 
-def info(name: str) -> Info:
+def info(name: str) -> RecipeInfo:
     """The recipe's `INFO`, read from its source: nothing of it is imported."""
     room_of(name)
     for node in ast.parse(_places()[name][1].read_text()).body:
         if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["INFO"]:
             call: Any = node.value
-            return Info(**{word.arg: ast.literal_eval(word.value) for word in call.keywords})
+            return RecipeInfo(**{word.arg: ast.literal_eval(word.value) for word in call.keywords})
     raise ValueError(f"recipe {name!r} has no INFO")
 
 
 def missing(recipe: ModuleType) -> list[str]:
     """What a module lacks of the protocol of recipes, in words; empty if nothing."""
     lacks = []
-    parts = {"INFO": Info, "PAPER": Settings, "SMOKE": Settings}
+    parts = {"INFO": RecipeInfo, "PAPER": Settings, "SMOKE": Settings}
     for name, kind in parts.items():
         if not isinstance(getattr(recipe, name, None), kind):
             lacks.append(f"{name}, a {kind.__name__}")

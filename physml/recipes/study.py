@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Info:
+class RecipeInfo:
     """A recipe's line in `physml list`: the paper it follows, what it claims, how long it takes on two cores."""
 
     paper: str

@@ -7,9 +7,15 @@ import pytest
 
 from physml.dmft.gaussian.finite_width import edgeworth_density, excess_kurtosis, quartic, sample_network
 from physml.dmft.gaussian.infinite_width import nngp, residual_nngp
-from physml.dmft.gaussian.weight_ensembles import BlockSparse, Diluted, Gaussian, LowRank, Orthogonal
+from physml.dmft.gaussian.weight_ensembles import (
+    BlockSparseWeights,
+    DilutedWeights,
+    GaussianWeights,
+    LowRankWeights,
+    OrthogonalWeights,
+)
 
-ENSEMBLES = [Gaussian(), Orthogonal(), LowRank(8), BlockSparse(4), Diluted(8)]
+ENSEMBLES = [GaussianWeights(), OrthogonalWeights(), LowRankWeights(8), BlockSparseWeights(4), DilutedWeights(8)]
 
 
 @pytest.mark.parametrize("weights", ENSEMBLES, ids=lambda w: type(w).__name__)
@@ -23,11 +29,11 @@ def test_entries_have_variance_one_over_n(weights, key):
 
 def test_structures():
     key = jax.random.key(1)
-    O = Orthogonal().draw(12, key=key)
+    O = OrthogonalWeights().draw(12, key=key)
     np.testing.assert_allclose(O @ O.T, np.eye(12), atol=1e-5)
-    assert np.linalg.matrix_rank(np.asarray(LowRank(3).draw(12, key=key)), tol=1e-4) == 3
-    assert set((Diluted(5).draw(12, key=key) != 0).sum(1).tolist()) == {5}
-    assert set((BlockSparse(3).draw(12, key=key) != 0).sum(1).tolist()) == {4}
+    assert np.linalg.matrix_rank(np.asarray(LowRankWeights(3).draw(12, key=key)), tol=1e-4) == 3
+    assert set((DilutedWeights(5).draw(12, key=key) != 0).sum(1).tolist()) == {5}
+    assert set((BlockSparseWeights(3).draw(12, key=key) != 0).sum(1).tolist()) == {4}
 
 
 def test_closed_forms_of_the_quartic():
@@ -37,12 +43,16 @@ def test_closed_forms_of_the_quartic():
             np.testing.assert_allclose(excess_kurtosis(50, 3, phi), 3 * ((1 + c / 50) ** 3 - 1), rtol=1e-12)
         # Linear orthogonal layers keep the norm that the first layer drew; a rank r adds a linear layer of width r.
         np.testing.assert_allclose(
-            quartic(1.0, 50, 6, "linear", 1.0, weights=Orthogonal()).excess_kurtosis, 6 / 50, rtol=1e-9
+            quartic(1.0, 50, 6, "linear", 1.0, weights=OrthogonalWeights()).excess_kurtosis, 6 / 50, rtol=1e-9
         )
         exact = 3 * ((1 + 2 / 50) ** 3 * (1 + 2 / 10) ** 2 - 1)
-        np.testing.assert_allclose(excess_kurtosis(50, 3, "linear", weights=LowRank(10)), exact, rtol=1e-12)
+        np.testing.assert_allclose(excess_kurtosis(50, 3, "linear", weights=LowRankWeights(10)), exact, rtol=1e-12)
         # The general recursion is the leading term: their distance falls as 1/n^2.
-        for weights in (lambda n: Gaussian(), lambda n: LowRank(n // 4), lambda n: Diluted(n // 4)):
+        for weights in (
+            lambda n: GaussianWeights(),
+            lambda n: LowRankWeights(n // 4),
+            lambda n: DilutedWeights(n // 4),
+        ):
             off = [quartic(1.0, n, 3, "relu", 2.0, weights=weights(n)).excess_kurtosis
                    - excess_kurtosis(n, 3, "relu", weights=weights(n)) for n in (400, 800)]  # fmt: skip
             assert 3.8 < off[0] / off[1] < 4.2
@@ -68,7 +78,7 @@ def test_sampled_tanh_networks_scatter_as_the_recursion_says(weights, key):
     spread = Q.var() * np.sqrt((((Q - Q.mean()) ** 4).mean() / Q.var() ** 2 - 1) / count)
     assert abs(Q.var() - float(theory.quartic)) < 4 * spread + 0.1 * float(theory.quartic)
     independent = quartic(1.0, n, depth, "tanh", 2.0, 0.1)
-    if isinstance(weights, Orthogonal | LowRank):
+    if isinstance(weights, OrthogonalWeights | LowRankWeights):
         assert abs(Q.var() - float(independent.quartic)) > 8 * spread
 
 
@@ -95,13 +105,13 @@ def test_edgeworth_density_has_its_moments():
 def test_errors():
     x = jnp.ones((1, 4))
     for call, message in (
-        (lambda: LowRank(0), "rank"),
-        (lambda: BlockSparse(0), "blocks"),
-        (lambda: Diluted(0), "fan_in"),
-        (lambda: BlockSparse(5).draw(12, key=jax.random.key(0)), "multiple"),
-        (lambda: Diluted(20).draw(12, key=jax.random.key(0)), "at least fan_in"),
+        (lambda: LowRankWeights(0), "rank"),
+        (lambda: BlockSparseWeights(0), "blocks"),
+        (lambda: DilutedWeights(0), "fan_in"),
+        (lambda: BlockSparseWeights(5).draw(12, key=jax.random.key(0)), "multiple"),
+        (lambda: DilutedWeights(20).draw(12, key=jax.random.key(0)), "at least fan_in"),
         (lambda: excess_kurtosis(10, 2, "tanh"), "quartic"),
-        (lambda: excess_kurtosis(10, 2, weights=Orthogonal()), "quartic"),
+        (lambda: excess_kurtosis(10, 2, weights=OrthogonalWeights()), "quartic"),
         (lambda: quartic(1.0, 0), "width"),
         (lambda: sample_network(x, key=jax.random.key(0), width=0), "width"),
         (lambda: sample_network(x, key=jax.random.key(0), width=4, readouts=0), "readouts"),

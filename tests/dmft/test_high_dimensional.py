@@ -12,7 +12,7 @@ from physml.core import in_float64
 from physml.core._status import Failure
 from physml.dmft import MonteCarlo, solve
 from physml.dmft.learning.narrow_network import Forward, NarrowNetwork
-from physml.dmft.learning.polynomial_regression import Quadratic
+from physml.dmft.learning.polynomial_regression import QuadraticActivation
 
 NOISE = MonteCarlo(60, matched=False)
 NAMES = ("C", "R", "m", "Gamma", "Gamma_star", "G", "train", "test")
@@ -99,7 +99,7 @@ def test_gradients_match_differences(x64):
     sample = NOISE.draw(small(probes=1).noise_shape(), jax.random.key(0), jnp.float64)
 
     def end(p):
-        model = small(ratio=p[0], phi=Quadratic(p[1]), overlap=p[2:4], probes=1)
+        model = small(ratio=p[0], phi=QuadraticActivation(p[1]), overlap=p[2:4], probes=1)
         order = Forward().run(model, None, sample).order
         return order.test[-1] + order.train[-2]
 

@@ -10,7 +10,7 @@ import pytest
 
 import physml
 from physml.core import Code, Damped, Failure
-from physml.dmft import FixedPoint, solve
+from physml.dmft import SelfConsistent, solve
 from physml.dmft.impurity.hubbard import BetheHubbard
 from physml.dmft.impurity.lehmann import frequency_kernel, lehmann, time_kernel
 
@@ -121,7 +121,9 @@ def test_gradient_on_both_branches(start, u):
     with WIDE(True):
 
         def z(u, beta):
-            return solve(BetheHubbard(U=u, beta=beta, start=start), scheme=FixedPoint(Damped(1.0), tol=1e-13)).order.Z
+            return solve(
+                BetheHubbard(U=u, beta=beta, start=start), scheme=SelfConsistent(Damped(1.0), tol=1e-13)
+            ).order.Z
 
         at = (jnp.asarray(u), jnp.asarray(50.0))
         both = jax.jit(jax.grad(z, (0, 1)))(*at)
@@ -154,7 +156,7 @@ def test_errors_and_states():
         BetheHubbard(beta=500.0)
     with pytest.raises(ValueError, match="no finite system"):
         physml.compare(BetheHubbard(), 10, key=jax.random.key(0))
-    short = solve(BetheHubbard(), scheme=FixedPoint(Damped(1.0), max_steps=2))
+    short = solve(BetheHubbard(), scheme=SelfConsistent(Damped(1.0), max_steps=2))
     assert short.status.code == Code.not_converged
     model, order = BetheHubbard(), short.order
     assert model.verdict(order) == Code.ok

@@ -83,7 +83,7 @@ def test_gradient_with_frozen_noise():
 
         def read(mu, sigma, gamma):
             model = LotkaVolterraDynamics(mu, sigma, gamma, 1e-3, t_max=0.9, dt=0.3)
-            order = dmft.FixedPoint(model.scheme.method, tol=1e-12).run(model, model.init(), sample).order
+            order = dmft.SelfConsistent(model.scheme.method, tol=1e-12).run(model, model.init(), sample).order
             return order.m[-1] + order.C[-1, 1] + order.v[-1]
 
         value = quick(jax.value_and_grad(read, (0, 1, 2)))

@@ -82,7 +82,7 @@ def test_gradient_with_frozen_noise():
 
         def read(T, J, k):
             model = SoftSpinSK(T, J, Quartic(k, 1.0), t_max=0.6, dt=0.2)
-            order = dmft.FixedPoint(model.scheme.method, tol=1e-12).run(model, model.init(), sample).order
+            order = dmft.SelfConsistent(model.scheme.method, tol=1e-12).run(model, model.init(), sample).order
             return order.energy[-1] + order.C[-1, 1] + order.R[-1, 0]
 
         value = quick(jax.value_and_grad(read, (0, 1, 2)))

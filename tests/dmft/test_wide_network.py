@@ -99,7 +99,7 @@ def test_gradient_with_frozen_noise():
 
         def read(gamma, shift):
             model = WideNetwork(kernel + shift, y, 2, gamma, jnp.tanh, 0.3, 0.1)
-            scheme = dmft.FixedPoint(tol=1e-11, max_steps=100)
+            scheme = dmft.SelfConsistent(tol=1e-11, max_steps=100)
             order = dmft.solve(model, key=jax.random.key(0), noise=MonteCarlo(60), scheme=scheme).order
             return order.f[-1, 1] + order.loss[-1]
 

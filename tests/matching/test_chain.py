@@ -116,7 +116,7 @@ def test_errors():
     with pytest.raises(ValueError, match="steps"):
         matching.gaussian_chain(matching.linear(), 0)
     with pytest.raises(ValueError, match="one-sided"):
-        matching.Preconditioned(lambda t, x, args: x, matching.mirror(1.0))
+        matching.Preconditioned(lambda t, x, args: x, matching.mirror_interpolant(1.0))
     with pytest.raises(ValueError, match="scale"):
         matching.Preconditioned(lambda t, x, args: x, matching.linear(), -1.0)
     chain = matching.gaussian_chain(matching.linear(), 2)

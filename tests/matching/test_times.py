@@ -121,6 +121,6 @@ def test_bad_input(key):
     with pytest.raises(ValueError, match="start < stop"):
         m.log_snr(m.linear(), 0.9, 0.1)
     with pytest.raises(ValueError, match="does not rise"):
-        m.log_snr(m.mirror(1.0))
+        m.log_snr(m.mirror_interpolant(1.0))
     with pytest.raises(ValueError, match=r"shape \(8,\)"):
         draw_times(m.linear(), 8, lambda u: u[:3], key=key, dtype=jnp.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from physml.core import Code, Failure
-from physml.particles import Cells, Dense, Feature, Gaussian, Histogram, PairSum, Particles, RandomBatch
+from physml.particles import AllPairs, Cells, Feature, Gaussian, Histogram, PairSum, Particles, RandomBatch
 
 KERNELS = {
     "soft": lambda x, y: (x - y) / (jnp.sum((x - y) ** 2) + 0.1),
@@ -33,7 +33,7 @@ def test_dense_is_the_double_sum(name):
     """Rows that fill no whole block, weights that are not equal, sources that are other points."""
     x, y = points(13), points(9, seed=1)
     w = jax.nn.softmax(points(9, 1, seed=2)[:, 0])
-    got = PairSum(KERNELS[name], Dense(block=4))(x, Particles(y, w))
+    got = PairSum(KERNELS[name], AllPairs(block=4))(x, Particles(y, w))
     np.testing.assert_allclose(got, plain(KERNELS[name], x, y, w), rtol=2e-5, atol=2e-6)
     itself = PairSum(KERNELS[name])(x, Particles(x))
     np.testing.assert_allclose(itself, plain(KERNELS[name], x, x, jnp.full(13, 1 / 13)), rtol=2e-5, atol=2e-6)
@@ -46,7 +46,7 @@ def test_gradients_against_finite_differences(name):
 
         def total(x, c, w):
             kernel = lambda a, b: c * KERNELS[name](a, b)
-            return jnp.sum(jnp.sin(PairSum(kernel, Dense(block=2))(x, Particles(x, w))))
+            return jnp.sum(jnp.sin(PairSum(kernel, AllPairs(block=2))(x, Particles(x, w))))
 
         w = jnp.asarray([0.1, 0.2, 0.3, 0.15, 0.25])
         arguments, step = (x, jnp.asarray(0.7), w), 1e-6
@@ -59,7 +59,7 @@ def test_gradients_against_finite_differences(name):
         np.testing.assert_allclose(tangent, jnp.sum(x**2 * jax.grad(total)(x, 0.7, w)), rtol=1e-9)
 
 
-@pytest.mark.parametrize("backend", [Dense(4), RandomBatch(2), Cells(1.5, (4.0, 4.0))])
+@pytest.mark.parametrize("backend", [AllPairs(4), RandomBatch(2), Cells(1.5, (4.0, 4.0))])
 def test_coincident_particles(backend):
     """Pairs without a value are left out, in the sum and in its gradient; a kernel that has one there keeps it."""
     x = jnp.asarray([[1.0, 1.0], [1.0, 1.0], [2.0, 1.5], [0.5, 2.0]])
@@ -71,7 +71,7 @@ def test_coincident_particles(backend):
     hidden = PairSum(lambda a, b: jnp.where(jnp.sum((a - b) ** 2) > 0, KERNELS["coulomb"](a, b), 0.0), backend)
     slope = jax.grad(lambda x: jnp.sum(hidden(x, Particles(x), key=jax.random.key(3)) ** 2))(x)
     assert bool(jnp.isfinite(slope).all())
-    if isinstance(backend, Dense):
+    if isinstance(backend, AllPairs):
         others = x[2:]
         apart = jnp.sum(jax.vmap(lambda y: KERNELS["coulomb"](x[0], y))(others), 0) / 4
         np.testing.assert_allclose(call(x)[0], apart, rtol=1e-6)
@@ -79,7 +79,7 @@ def test_coincident_particles(backend):
         np.testing.assert_allclose(density, 0.25 * (2 + np.exp(-1.25) + np.exp(-1.25)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("backend", [Dense(8), RandomBatch(3), Cells(20.0, (8.0, 8.0), capacity=32)])
+@pytest.mark.parametrize("backend", [AllPairs(8), RandomBatch(3), Cells(20.0, (8.0, 8.0), capacity=32)])
 def test_positions_computed_in_the_same_program(backend):
     """Coordinates that a compiler computes twice, with different rounding: a particle still does not meet itself."""
     force = PairSum(KERNELS["coulomb"], backend)
@@ -165,7 +165,7 @@ def test_errors():
         PairSum(KERNELS["soft"], Cells(0.5, (1.0,)))(x, Particles(x))
     with pytest.raises(ValueError, match="three cells"):
         Cells(0.5, (1.0, 3.0), periodic=True)
-    for bad in (lambda: Dense(0), lambda: RandomBatch(1), lambda: Cells(-1.0, (1.0,))):
+    for bad in (lambda: AllPairs(0), lambda: RandomBatch(1), lambda: Cells(-1.0, (1.0,))):
         with pytest.raises(ValueError):
             bad()
     with pytest.raises(ValueError, match="weight"):

@@ -78,7 +78,7 @@ MISTAKES = {
     "cells, word": (lambda: p.Cells(0.1, "box"), "box must be"),
     "cells, number": (lambda: p.Cells(0.1, 1.0), "box must be the sides"),
     "pair kernel": (lambda: p.PairSum(3.0)(X[:, None], p.Particles(X[:, None])), "kernel must be a function"),
-    "backend": (lambda: p.PairSum(half, p.Dense)(X[:, None], p.Particles(X[:, None])), "backend must be"),
+    "backend": (lambda: p.PairSum(half, p.AllPairs)(X[:, None], p.Particles(X[:, None])), "backend must be"),
     "pair energy": (lambda: p.PairEnergy(half, p.RandomBatch(2)), "backend must be"),
     "zero direction": (lambda: p.hyperspherical_energy(jnp.asarray([[1.0, 0.0], [0.0, 0.0]])), "a row of x is zero"),
     "negative s": (lambda: p.hyperspherical_energy(M, -1.0), "s must be at least 0"),

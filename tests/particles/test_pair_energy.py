@@ -91,5 +91,5 @@ def test_errors():
         PairEnergy(lambda x, y: x - y)(x)
     with pytest.raises(ValueError, match="points"):
         PairEnergy(gauss)(x[0])
-    with pytest.raises(ValueError, match="backend must be a Dense"):
+    with pytest.raises(ValueError, match="backend must be AllPairs"):
         PairEnergy(gauss, RandomBatch(2))

@@ -157,7 +157,7 @@ CASES = {
     **{
         f"match, {make.__name__}": path(make)
         for make in (
-            matching.trigonometric, matching.brownian_bridge, matching.mirror, matching.variance_preserving,
+            matching.trigonometric, matching.brownian_bridge, matching.mirror_interpolant, matching.variance_preserving,
             matching.sub_variance_preserving, matching.variance_exploding, matching.edm,
         )
     },

@@ -10,7 +10,7 @@ import pytest
 
 from physml import cli, recipes
 from physml.metrics import Estimate
-from physml.recipes import Claim, Info, Noticed, Result, Sabotage, Settings, Study, experiment, setting
+from physml.recipes import Claim, Noticed, RecipeInfo, Result, Sabotage, Settings, Study, experiment, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,8 @@ def fake(name, value):
 
     module = type(sys)(name)
     module.__doc__ = "A fake."
-    module.INFO, module.Config, module.PAPER, module.SMOKE = Info("p", "c", "1 s"), Config, Config(value), Config(0.1)
+    module.INFO = RecipeInfo("p", "c", "1 s")
+    module.Config, module.PAPER, module.SMOKE = Config, Config(value), Config(0.1)
     module.run, module.plot = run, plot
     return module
 
@@ -151,7 +152,7 @@ def test_list_names_paper_claim_and_time(capsys):
 def test_info_is_read_without_importing_the_recipe():
     code = "import sys; from physml import recipes; print(recipes.info('digits').time, 'jax' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip().endswith("False")
-    assert recipes.info("pfgm") == recipes.load("pfgm").INFO
+    assert recipes.info("pfgm") == recipes.load_recipe("pfgm").INFO
 
 
 # ---- the protocol

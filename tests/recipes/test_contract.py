@@ -25,7 +25,7 @@ def test_the_budget_is_of_recipes_that_exist():
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_small_configuration(name):
-    recipe = recipes.load(name)
+    recipe = recipes.load_recipe(name)
     assert not recipes.missing(recipe), f"recipe {name} lacks {'; '.join(recipes.missing(recipe))}"
     start = time.process_time()
     result = recipe.run(recipe.SMOKE, key=jax.random.key(0)).check()
@@ -46,7 +46,7 @@ def test_small_configuration(name):
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_sabotage_is_noticed(name):
-    recipe = recipes.load(name)
+    recipe = recipes.load_recipe(name)
     for sabotage in recipes.sabotages(recipe):
         study = recipes.Study(name, stop=True)
         with sabotage.applied():
@@ -59,7 +59,7 @@ def test_sabotage_is_noticed(name):
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_wrong_settings_are_refused(name):
-    config = recipes.load(name).SMOKE
+    config = recipes.load_recipe(name).SMOKE
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         # A number of the field's own type, which no setting allows.

@@ -76,4 +76,4 @@ def test_an_exact_sample_is_at_the_floor_and_a_shifted_one_is_not():
 )
 def test_refuses(name, change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(recipes.load(name).SMOKE, **change)
+        dataclasses.replace(recipes.load_recipe(name).SMOKE, **change)

@@ -34,7 +34,7 @@ from physml.core.types import Scalar
 from physml.dmft.equations.solve import AbstractModel
 
 
-class Curve(Checked):
+class SolutionCurve(Checked):
     """Solutions in the order in which a curve meets them: `params` (n,), unknowns `values` with a leading axis n,
     `turn` (n,) the cosine of the tangent with the parameter's axis, whose sign changes at folds, `residual` and
     `status` (n,)."""
@@ -87,7 +87,7 @@ def curve(
     toward: float = 1.0,
     scale: float = 1.0,
     tol: float = 1e-10,
-) -> Curve:
+) -> SolutionCurve:
     r"""Follow the solutions of `model(p)` along their arc length, through folds and along unstable branches.
 
     $$x = f(x; p), \qquad t\cdot\bigl((x/s, p) - (x_0/s, p_0) - h\,t\bigr) = 0$$
@@ -97,7 +97,7 @@ def curve(
     **Arguments.** `model`: parameter -> model. `p`, `start`: where the curve starts and unknowns near the solution
     there. `step`: the largest h > 0; `steps`: how many. `toward`: the sign of the first dp. `scale`: s, the size of
     the unknowns in the arc length.
-    **Returns** a `Curve` of `steps` + 1 points in float64 arithmetic. **Fails** with the status of the Newton
+    **Returns** a `SolutionCurve` of `steps` + 1 points in float64 arithmetic. **Fails** with the status of the Newton
     iteration that did not converge; the curve then stays where it was.
     **Cost.** A dense linear solve per Newton step, some three per point.
     """
@@ -148,15 +148,15 @@ def _curve(model, p, start, step, steps, toward, scale, tol):
     join = lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b])
     ys, turn, res = join(y0, ys), join(t0[-1], turn), join(first.residual, res)
     state = status(join(first.status.code, code), join(first.steps, count))
-    return Curve(ys[:, -1], jax.vmap(restore)(scale * ys[:, :-1]), turn, res, state)
+    return SolutionCurve(ys[:, -1], jax.vmap(restore)(scale * ys[:, :-1]), turn, res, state)
 
 
 def fold(
     model: Callable[[Any], AbstractModel], p: Scalar, start: Any, *, tol: float = 1e-10, max_steps: int = 50
 ) -> Fold:
-    """The fold of `model(p)` next to parameter `p` and unknowns `start`, such as the point of a `Curve` where `turn`
-    changes sign. Arrays that `model` captures may be differentiated: their effect on the fold, dp/dq = -u . f_q / (u .
-    f_p)."""
+    """The fold of `model(p)` next to parameter `p` and unknowns `start`, such as the point of a `SolutionCurve` where
+    `turn` changes sign. Arrays that `model` captures may be differentiated: their effect on the fold, dp/dq = -u . f_q
+    / (u . f_p)."""
     _check_model(model, p)
     return _fold(model, p, start, tol, max_steps)
 
@@ -177,9 +177,9 @@ def _fold(model, p, start, tol, max_steps):
 
 
 def folds(
-    model: Callable[[Any], AbstractModel], curve: Curve, *, tol: float = 1e-10, max_steps: int = 50
+    model: Callable[[Any], AbstractModel], curve: SolutionCurve, *, tol: float = 1e-10, max_steps: int = 50
 ) -> list[Fold]:
-    """Every fold that a `Curve` passes, refined; outside jit, because their number is not known before."""
+    """Every fold that a `SolutionCurve` passes, refined; outside jit, because their number is not known before."""
     turns = np.flatnonzero(np.diff(np.sign(np.asarray(curve.turn))))
     at = lambda i: jax.tree.map(lambda a: a[i], (curve.params, curve.values))
     refine = lambda p, x: fold(model, p, x, tol=tol, max_steps=max_steps)

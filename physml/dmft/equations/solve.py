@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from physml.core import check
-from physml.core._fixed_point import AbstractIteration, Damped, History, fixed_point
+from physml.core._fixed_point import AbstractIteration, Damped, Iterates, fixed_point
 from physml.core._status import Checked, Code, Status, status
 from physml.core.float64 import float64_program
 from physml.core.noise import check_key
@@ -45,7 +45,7 @@ class Solution(Checked):
     order: Any
     residual: Array
     status: Status
-    history: History | None = None
+    history: Iterates | None = None
     error: Any = None
     unknowns: Any = None
 
@@ -108,7 +108,7 @@ class AbstractCausalModel(AbstractModel):
         return jax.tree.map(lambda old, new: jnp.concatenate([old[:1], new]), order, rows)
 
 
-class FixedPoint(AbstractScheme):
+class SelfConsistent(AbstractScheme):
     """All order parameters at once, by `core.fixed_point` with the same options."""
 
     method: AbstractIteration = Damped(0.5)
@@ -144,7 +144,7 @@ class Causal(AbstractScheme):
 
     def run(self, model, start, noise):
         if not isinstance(model, AbstractCausalModel):
-            raise ValueError(f"{type(model).__name__} is no causal model: its equations need FixedPoint")
+            raise ValueError(f"{type(model).__name__} is no causal model: its equations need SelfConsistent")
         steps = len(jax.tree.leaves(start)[0]) - 1
         row = lambda model, order, k: model.row(order, k)
         filled = fill(row, model, start, steps, forward=self.forward, corner=model.corner)
@@ -167,7 +167,7 @@ def solve(
 ) -> Solution:
     r"""Solve a model's self-consistent equations.
 
-    **Arguments.** `model`: its arrays may be differentiated. `scheme`: `FixedPoint(method, ...)` for all order
+    **Arguments.** `model`: its arrays may be differentiated. `scheme`: `SelfConsistent(method, ...)` for all order
     parameters at once, `Causal()` for models with a row for every time; the model's own choice if None. `noise`:
     `Quadrature(nodes)` or `MonteCarlo(samples)` for models that average over a site. `key`: for Monte Carlo. `start`:
     unknowns to start from instead of `model.init()`, as when a branch is followed.
@@ -175,15 +175,15 @@ def solve(
     **Returns** `Solution(order, residual, status, history, error)`; `status` says `not_converged`, `stagnated`,
     `diverged`, `unphysical`, `not_positive` or `acausal`, with the iteration or time step.
 
-    **Gradients.** By the implicit function theorem (`FixedPoint`) or by revisiting the rows backward (`Causal`); Monte
-    Carlo holds its samples fixed.
+    **Gradients.** By the implicit function theorem (`SelfConsistent`) or by revisiting the rows backward (`Causal`);
+    Monte Carlo holds its samples fixed.
 
     **Example.** `solve(RandomNetwork(g=1.5)).check().order.C0`
     """
     if not isinstance(model, AbstractModel):
         raise ValueError(f"solve takes a model such as SphericalPSpin(...) or RandomNetwork(...), got {model!r}")
     scheme = model.scheme if scheme is None else scheme
-    check.instance(scheme, "scheme", AbstractScheme, "FixedPoint(...) or Causal()")
+    check.instance(scheme, "scheme", AbstractScheme, "SelfConsistent(...) or Causal()")
     average = model.average if noise is None else noise
     if average is not None:
         check.instance(average, "noise", AbstractAverage, "Quadrature(...) or MonteCarlo(...)")

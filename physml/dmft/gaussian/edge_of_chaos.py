@@ -29,7 +29,7 @@ class EdgeOfChaos(eqx.Module):
     variance: Array
 
 
-class Phase(eqx.Module):
+class Propagation(eqx.Module):
     r"""Fixed point of the variance and correlation: `variance` q, `correlation` c*, `chi` at c = 1, `depth` $\xi$."""
 
     variance: Array
@@ -98,11 +98,11 @@ def _edge(bias_var, *, phi):
     return jnp.where(found, 1 / _moments(phi, q)[1], jnp.nan), q
 
 
-def correlation_depth(phi: Activation, weight_var: Scalar, bias_var: Scalar = 0.0, *, nodes: int = 256) -> Phase:
+def correlation_depth(phi: Activation, weight_var: Scalar, bias_var: Scalar = 0.0, *, nodes: int = 256) -> Propagation:
     r"""Fixed variance, fixed correlation and the depth $\xi$ over which correlations reach it.
 
-    **Returns** `Phase(variance, correlation, chi, depth)`: ordered where chi < 1 (then c* = 1), chaotic where chi > 1.
-    Depth is infinite at the edge. **Errors.** `ValueError` where the variance has no fixed point below 1e4 (a
+    **Returns** `Propagation(variance, correlation, chi, depth)`: ordered where chi < 1 (then c* = 1), chaotic where chi
+    > 1. Depth is infinite at the edge. **Errors.** `ValueError` where the variance has no fixed point below 1e4 (a
     homogeneous phi at or above its edge), where the variances are known; otherwise NaN.
     """
     activation(phi)
@@ -126,4 +126,4 @@ def _phase(weight_var, bias_var, *, phi, nodes):
     inner = bracketed(step, jnp.zeros_like(q), jnp.full_like(q, 1 - 1e-9))
     c = jnp.where(chi > 1, inner, 1.0)
     slope = jnp.where(chi > 1, weight_var * pair_slope(pair(c), phi, nodes=nodes)[0, 1], chi)
-    return Phase(q, c, chi, -1 / jnp.log(slope))
+    return Propagation(q, c, chi, -1 / jnp.log(slope))

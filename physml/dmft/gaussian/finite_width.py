@@ -22,7 +22,12 @@ from jaxtyping import Array, Float
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.gaussian.infinite_width import check_variances
 from physml.dmft.gaussian.pairs import Activation, activation, moment, of_activation
-from physml.dmft.gaussian.weight_ensembles import AbstractWeights, BlockSparse, Gaussian, Orthogonal
+from physml.dmft.gaussian.weight_ensembles import (
+    AbstractWeights,
+    BlockSparseWeights,
+    GaussianWeights,
+    OrthogonalWeights,
+)
 
 
 class FiniteWidth(eqx.Module):
@@ -65,7 +70,7 @@ def quartic(
     check_variances(weight_var, bias_var)
     if width < 1 or depth < 1:
         raise ValueError(f"width and depth must be at least 1, got {width} and {depth}")
-    scatter = (Gaussian() if weights is None else weights).scatter(width)
+    scatter = (GaussianWeights() if weights is None else weights).scatter(width)
     noise = (1 / width, scatter.neuron, 1 / scatter.shared, float(scatter.spherical))
     return _quartic(variance, weight_var, bias_var, noise, depth=depth, phi=phi)
 
@@ -116,8 +121,8 @@ def excess_kurtosis(
     """
     if phi not in ("linear", "relu"):
         raise ValueError(f'the closed form is for phi="linear" or "relu", got {phi!r}; see quartic')
-    weights = Gaussian() if weights is None else weights
-    if isinstance(weights, Orthogonal | BlockSparse):
+    weights = GaussianWeights() if weights is None else weights
+    if isinstance(weights, OrthogonalWeights | BlockSparseWeights):
         raise ValueError(f"no closed form for {type(weights).__name__} weights; see quartic")
     if width < 1 or depth < 1:
         raise ValueError(f"width and depth must be at least 1, got {width} and {depth}")
@@ -208,7 +213,7 @@ def sample_network(
     check_variances(weight_var, bias_var)
     if width < 1 or depth < 1 or readouts < 1:
         raise ValueError(f"width, depth and readouts must be at least 1, got {width}, {depth} and {readouts}")
-    weights = Gaussian() if weights is None else weights
+    weights = GaussianWeights() if weights is None else weights
     options = {"width": width, "depth": depth, "phi": phi, "weights": weights, "residual": residual}
     biased = is_traced(bias_var) or float(bias_var) > 0
     time = float(depth) if time is None else time

@@ -37,7 +37,7 @@ class AbstractWeights(eqx.Module):
         """What it adds to the scatter of variances."""
 
 
-class Gaussian(AbstractWeights):
+class GaussianWeights(AbstractWeights):
     r"""Independent $N(0, 1/n)$ entries."""
 
     def draw(self, n, *, key, dtype=float):
@@ -47,7 +47,7 @@ class Gaussian(AbstractWeights):
         return Scatter(1 / n, float("inf"), False)
 
 
-class Orthogonal(AbstractWeights):
+class OrthogonalWeights(AbstractWeights):
     r"""Uniform on the orthogonal group, by QR with the signs fixed. The limit is that of Gaussian entries; norms are
     preserved, which removes the scatter of a linear layer."""
 
@@ -59,7 +59,7 @@ class Orthogonal(AbstractWeights):
         return Scatter(1 / n, float("inf"), True)
 
 
-class LowRank(AbstractWeights):
+class LowRankWeights(AbstractWeights):
     r"""$W = AB/\sqrt{rn}$, A (n, r) and B (r, n) with independent standard normal entries.
 
     Given $\phi$, $W\phi$ has independent Gaussian entries of variance $|\phi|^2/n \cdot \chi^2_r/r$: a linear layer of
@@ -81,7 +81,7 @@ class LowRank(AbstractWeights):
         return Scatter(1 / n, float(self.rank), False)
 
 
-class BlockSparse(AbstractWeights):
+class BlockSparseWeights(AbstractWeights):
     r"""`blocks` dense Gaussian blocks on the diagonal after a random permutation of the inputs: fan-in n / blocks.
 
     The limit is kept while the size of a block grows; blocks of fixed size shift the variance by O(1/size), because
@@ -106,9 +106,9 @@ class BlockSparse(AbstractWeights):
         return Scatter(self.blocks / n, float("inf"), False)
 
 
-class Diluted(AbstractWeights):
+class DilutedWeights(AbstractWeights):
     r"""Each neuron reads `fan_in` inputs chosen at random, with Gaussian weights of variance 1/fan_in. As for
-    `BlockSparse`, the limit is kept while the fan-in grows and shifted by O(1/fan_in) where it does not."""
+    `BlockSparseWeights`, the limit is kept while the fan-in grows and shifted by O(1/fan_in) where it does not."""
 
     fan_in: int = eqx.field(static=True)
 

@@ -24,7 +24,7 @@ from physml.core._status import Code
 from physml.core.float64 import float64_program
 from physml.core.quadrature import gauss_legendre_panels
 from physml.core.types import Scalar
-from physml.dmft.equations.solve import AbstractModel, FixedPoint
+from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 from physml.dmft.impurity.lehmann import lehmann
 
 
@@ -93,7 +93,7 @@ class BetheHubbard(AbstractModel):
 
     # The equations iterated as they stand converge from every start, to a stable branch; mixed iterates of two
     # branches stall.
-    scheme: ClassVar[Any] = FixedPoint(Damped(1.0), tol=1e-11, max_steps=20000)
+    scheme: ClassVar[Any] = SelfConsistent(Damped(1.0), tol=1e-11, max_steps=20000)
 
     def __check_init__(self):
         check.within(self.U, "U", least=0)

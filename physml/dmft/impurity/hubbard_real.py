@@ -27,7 +27,7 @@ from physml.core import check
 from physml.core._fixed_point import Damped
 from physml.core._status import Code
 from physml.core.types import Scalar
-from physml.dmft.equations.solve import AbstractModel, FixedPoint
+from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 
 
 class Spectrum(eqx.Module):
@@ -63,7 +63,7 @@ class RealBetheHubbard(AbstractModel):
     reach: float = eqx.field(static=True, default=10.0)
     points: int = eqx.field(static=True, default=4001)
 
-    scheme: ClassVar[Any] = FixedPoint(Damped(1.0), tol=1e-8, max_steps=2000)
+    scheme: ClassVar[Any] = SelfConsistent(Damped(1.0), tol=1e-8, max_steps=2000)
 
     def __check_init__(self):
         check.choice(self.start, "start", ("metal", "insulator"))

@@ -34,7 +34,7 @@ from physml.dmft.equations.average import MonteCarlo
 from physml.dmft.equations.causal import fill
 from physml.dmft.equations.solve import AbstractModel, AbstractScheme, Solution
 from physml.dmft.learning.descent import Descent, propagator, simulate
-from physml.dmft.learning.polynomial_regression import Quadratic, overlap_loss, teacher
+from physml.dmft.learning.polynomial_regression import QuadraticActivation, overlap_loss, teacher
 
 JITTER = 1e-9  # added to the covariance of u, which is nearly singular: weights are smooth in time
 
@@ -44,7 +44,7 @@ class Forward(AbstractScheme):
 
     def run(self, model, start, noise):
         if not isinstance(model, NarrowNetwork):
-            raise ValueError(f"{type(model).__name__} has no rows of samples: its equations need FixedPoint or Causal")
+            raise ValueError(f"{type(model).__name__} has no rows of samples: it needs SelfConsistent or Causal")
         filled = _forward(model, noise)
         order = model.report(filled)
         bad = ~(jnp.isfinite(order.train) & jnp.isfinite(order.test))
@@ -73,14 +73,14 @@ class NarrowNetwork(AbstractModel):
     r"""Gradient descent of N hidden units in infinitely many dimensions; see the module for the equations.
 
     **Arguments.** `units`: N. `ratio`: $\nu = P/D > 0$. `alpha`: output scale. `phi`: activation of one number, as
-    `Quadratic(eps)`. `steps`, `step_size`: of the descent, $\eta$ as in `polynomial_regression.train`; the equations
-    are exact for these steps, not only for small ones. `decay`: $\lambda$, weight decay. `overlap`: $m_0$, a number
-    or (N,), the first $w_i\cdot\beta_*$. A quadratic teacher never breaks the symmetry $m \to -m$: at $m_0 = 0$
+    `QuadraticActivation(eps)`. `steps`, `step_size`: of the descent, $\eta$ as in `polynomial_regression.train`; the
+    equations are exact for these steps, not only for small ones. `decay`: $\lambda$, weight decay. `overlap`: $m_0$, a
+    number or (N,), the first $w_i\cdot\beta_*$. A quadratic teacher never breaks the symmetry $m \to -m$: at $m_0 = 0$
     nothing is learned of $\beta_*$, and a network in D dimensions starts from $m_0 \sim D^{-1/2}$. `teacher`: y of
     $h_*$. `probes`: random directions per sample.
 
-    **Solution.** `Descent(t, C, R, m, ...)` by `Forward()`, row by row; `scheme=FixedPoint(Damped(0.8))` iterates all
-    times at once to the same numbers. **Algorithm.** S samples of u by a Cholesky factor that grows with time;
+    **Solution.** `Descent(t, C, R, m, ...)` by `Forward()`, row by row; `scheme=SelfConsistent(Damped(0.8))` iterates
+    all times at once to the same numbers. **Algorithm.** S samples of u by a Cholesky factor that grows with time;
     $\Gamma$ by pushing one random tangent $v = \pm1$ per sample through the site, $\langle\dot g_kv_s^\top\rangle$,
     after the exact part at equal times is taken off. The test loss is exact in C and m for the quadratic activation
     and teacher. **Cost.** $6S(nN)^2$ flops, memory $(2 + \text{probes})SnN + 5(nN)^2$ numbers, n = steps + 1.
@@ -89,7 +89,7 @@ class NarrowNetwork(AbstractModel):
     units: int = eqx.field(static=True)
     ratio: Scalar
     alpha: Scalar = 1.0
-    phi: Callable[[Array], Array] = Quadratic(0.5)
+    phi: Callable[[Array], Array] = QuadraticActivation(0.5)
     steps: int = eqx.field(static=True, default=50)
     step_size: Scalar = 0.4
     decay: Scalar = 0.0
@@ -145,7 +145,7 @@ class NarrowNetwork(AbstractModel):
         return g, J, push(hstar) + Js, jax.vmap(push)(hdot), loss
 
     def _test(self, gram, m, u, hs, weights) -> Array:
-        if isinstance(self.phi, Quadratic) and self.teacher is teacher:
+        if isinstance(self.phi, QuadraticActivation) and self.teacher is teacher:
             return overlap_loss(gram, m, self.alpha, self.phi.eps)
         return jax.vmap(lambda u, hs: (self._output(u) - self.teacher(hs)) ** 2, -1)(u, hs) @ weights
 

@@ -22,7 +22,7 @@ from physml.core.types import Key, Scalar
 ZERO_PREDICTOR = 0.75  # <y^2> = 3/4: the test loss of f = 0
 
 
-class Quadratic(eqx.Module):
+class QuadraticActivation(eqx.Module):
     r"""The activation $\phi(h) = h + \epsilon h^2/2$."""
 
     eps: Scalar
@@ -58,7 +58,7 @@ def problem(dim: int, width: int, samples: int, *, key: Key, overlap: Scalar = 0
 
 def predict(w: Array, x: Array, alpha: Scalar, eps: Scalar) -> Array:
     """f at every row of x (P, D)."""
-    return jnp.asarray(alpha * jnp.mean(Quadratic(eps)(x @ w.T), -1))
+    return jnp.asarray(alpha * jnp.mean(QuadraticActivation(eps)(x @ w.T), -1))
 
 
 def test_loss(
@@ -113,7 +113,7 @@ def weight_alignment(w: Array, beta: Array) -> Array:
     return jnp.sum((w @ beta) ** 2) / (jnp.sum(w**2) * jnp.sum(beta**2))
 
 
-class Training(Checked):
+class TrainingRun(Checked):
     """A run at the times `t` (saved,): losses `train` and `test` (mean squares), alignments of `kernel` and `weights`
     with the teacher, the last weights `w`, and `status` (`diverged` with the index of the saved time)."""
 
@@ -138,7 +138,7 @@ def train(
     step_size: float = 0.4,
     save_every: int = 1,
     centred: bool = False,
-) -> Training:
+) -> TrainingRun:
     r"""Full-batch gradient descent on $\frac1{2P}\sum_\mu(f - y)^2$ with step $\eta N/\alpha^2$.
 
     $$w_i \leftarrow w_i - \frac{\eta}{\alpha P}\sum_\mu (f_\mu - y_\mu)\,\phi'(w_i\cdot x_\mu)\,x_\mu,
@@ -169,7 +169,7 @@ def train(
 
     def step(w, _):
         h = x @ w.T
-        error = alpha * jnp.mean(Quadratic(eps)(h), -1) - goal
+        error = alpha * jnp.mean(QuadraticActivation(eps)(h), -1) - goal
         force = (error[:, None] * (1 + eps * h)).T @ x
         return w - step_size / (alpha * count) * force, None
 
@@ -183,7 +183,7 @@ def train(
     t = step_size * save_every * jnp.arange(steps // save_every + 1).astype(x.dtype)
     bad = ~jnp.isfinite(train)
     outcome = status(jnp.where(bad.any(), Code.diverged, Code.ok), jnp.where(bad.any(), jnp.argmax(bad), len(t) - 1))
-    return Training(t, train, test, kernel, aligned, w, outcome)
+    return TrainingRun(t, train, test, kernel, aligned, w, outcome)
 
 
 def threshold_time(t: Float[Array, " saved"], loss: Float[Array, " saved"], level: Scalar) -> Float[Array, ""]:

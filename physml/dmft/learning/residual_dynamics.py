@@ -26,7 +26,7 @@ from jaxtyping import Array
 
 from physml.core._fixed_point import Damped
 from physml.core.types import Key, Scalar, is_traced
-from physml.dmft.equations.solve import AbstractModel, FixedPoint
+from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 
 SWEEPS = 3  # before the next time enters
 LARGEST = 1e6  # kernels beyond are `diverged`
@@ -63,7 +63,7 @@ class LinearResidual(AbstractModel):
     t_max: float = eqx.field(static=True, default=3.0)
     dt: float = eqx.field(static=True, default=0.1)
 
-    scheme: ClassVar[Any] = FixedPoint(Damped(1.0), max_steps=2000)
+    scheme: ClassVar[Any] = SelfConsistent(Damped(1.0), max_steps=2000)
 
     def __check_init__(self):
         if self.depth < 1:

@@ -39,7 +39,7 @@ from physml.core.quadrature import trapezoid_matrix
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.equations.average import MonteCarlo, in_batches
 from physml.dmft.equations.covariance import root
-from physml.dmft.equations.solve import AbstractModel, FixedPoint
+from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 from physml.dmft.learning.trained_network import TrainedNetwork
 
 
@@ -91,7 +91,7 @@ class WideNetwork(AbstractModel):
     dt: float = eqx.field(static=True, default=0.05)
     momentum: Scalar | None = None
 
-    scheme: ClassVar[Any] = FixedPoint(Damped(1.0), tol=1e-3, max_steps=60)
+    scheme: ClassVar[Any] = SelfConsistent(Damped(1.0), tol=1e-3, max_steps=60)
     average: ClassVar[Any] = MonteCarlo(2000)
     precise: ClassVar[bool] = False
 

@@ -20,7 +20,7 @@ from physml.core import check
 from physml.core._fixed_point import Newton
 from physml.core._status import Code
 from physml.core.types import Key, Scalar
-from physml.dmft.equations.solve import AbstractModel, FixedPoint
+from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 
 
 class Abundances(eqx.Module):
@@ -59,7 +59,7 @@ class LotkaVolterra(AbstractModel):
     sigma: Scalar
     gamma: Scalar = 0.0
 
-    scheme: ClassVar[Any] = FixedPoint(Newton(), max_steps=100)
+    scheme: ClassVar[Any] = SelfConsistent(Newton(), max_steps=100)
 
     def __check_init__(self):
         check.within(self.mu, "mu")

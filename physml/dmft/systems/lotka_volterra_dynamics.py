@@ -31,7 +31,7 @@ from physml.dmft.equations.site_paths import (
     site_paths,
     unless_improper,
 )
-from physml.dmft.equations.solve import AbstractModel, FixedPoint
+from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 
 FLOOR = -50.0  # logarithm of the abundance below which immigration acts as there
 
@@ -78,7 +78,7 @@ class LotkaVolterraDynamics(AbstractModel):
     alive: float = eqx.field(static=True, default=0.01)
     start: tuple[float, float] = eqx.field(static=True, default=(0.1, 1.0))
 
-    scheme: ClassVar[Any] = FixedPoint(Damped(1.0), tol=1e-3, max_steps=100)
+    scheme: ClassVar[Any] = SelfConsistent(Damped(1.0), tol=1e-3, max_steps=100)
     average: ClassVar[Any] = MonteCarlo(2000)
     precise: ClassVar[bool] = False
 

@@ -29,7 +29,7 @@ from physml.core._fixed_point import Newton
 from physml.core._status import Code
 from physml.core.quadrature import gauss_hermite
 from physml.core.types import Key, Scalar
-from physml.dmft.equations.solve import AbstractModel, FixedPoint
+from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 from physml.integrate import rk4
 
 
@@ -65,7 +65,7 @@ class RandomNetwork(AbstractModel):
     points: int = eqx.field(static=True, default=301)
     terms: int = eqx.field(static=True, default=128)
 
-    scheme: ClassVar[Any] = FixedPoint(Newton(), max_steps=100)
+    scheme: ClassVar[Any] = SelfConsistent(Newton(), max_steps=100)
 
     def __check_init__(self):
         check.number(self.g, "g", above=0)

@@ -31,7 +31,7 @@ from physml.dmft.equations.site_paths import (
     site_paths,
     unless_improper,
 )
-from physml.dmft.equations.solve import AbstractModel, FixedPoint
+from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 from physml.dmft.systems.p_spin import TwoTime
 
 
@@ -67,7 +67,7 @@ class SoftSpinSK(AbstractModel):
     dt: float = eqx.field(static=True, default=0.05)
     spread: Scalar = 1.0
 
-    scheme: ClassVar[Any] = FixedPoint(Damped(1.0), tol=1e-3, max_steps=100)
+    scheme: ClassVar[Any] = SelfConsistent(Damped(1.0), tol=1e-3, max_steps=100)
     average: ClassVar[Any] = MonteCarlo(2000)
     precise: ClassVar[bool] = False
 

@@ -87,7 +87,7 @@ def brownian_bridge(sigma: Scalar = 1.0) -> Path:
     return Path(_fall, _rise, Partial(_bridge, _parameter(sigma, "sigma", least=0)), cut=1e-3)
 
 
-def mirror(sigma: Scalar = 1.0) -> Path:
+def mirror_interpolant(sigma: Scalar = 1.0) -> Path:
     r"""$x_t = x_1 + \sigma \sqrt{t(1 - t)}\, z$: from the data back to the data; its score is that of noised data."""
     return Path(_nothing, _one, Partial(_bridge, _parameter(sigma, "sigma", above=0)), cut=1e-3)
 

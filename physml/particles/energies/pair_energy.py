@@ -11,13 +11,14 @@ from jaxtyping import Array
 from physml.core import check
 from physml.core.program import program
 from physml.core.types import is_traced, shape_of
-from physml.particles.pairs.backends import AbstractBackend, Dense, _finite_on_diagonal
+from physml.particles.pairs.backends import AbstractBackend, AllPairs, _finite_on_diagonal
 
 
 class PairEnergy(eqx.Module):
     r"""$E(x) = \sum_{i<j} \phi(x_i, x_j)$ for a symmetric $\phi$; $\nabla_i E = \sum_{j \ne i} \nabla \phi(x_i, x_j)$.
 
-    **Arguments.** `kernel`: $\phi$ of two points (d,), a scalar with $\phi(x, y) = \phi(y, x)$. `backend`: a `Dense`.
+    **Arguments.** `kernel`: $\phi$ of two points (d,), a scalar with $\phi(x, y) = \phi(y, x)$. `backend`:
+    `AllPairs`.
 
     **Call** `energy(x)`: x (N, d), returns a scalar in the dtype of x. Differentiable any number of times in x and in
     whatever the kernel closes over. Distinct particles at one place count where $\phi$ and its derivative are finite
@@ -37,11 +38,11 @@ class PairEnergy(eqx.Module):
     """
 
     kernel: Callable
-    backend: AbstractBackend = Dense()
+    backend: AbstractBackend = AllPairs()
 
     def __check_init__(self):
         check.function(self.kernel, "kernel", "of two points")
-        check.instance(self.backend, "backend", Dense, "a Dense (for a force with another, use PairSum)")
+        check.instance(self.backend, "backend", AllPairs, "AllPairs(...) (for a force with another, use PairSum)")
 
     def __call__(self, x: Array) -> Array:
         if x.ndim != 2:

@@ -40,7 +40,7 @@ class AbstractBackend(eqx.Module):
         """sum_j w_j kernel(x_i, y_j) for every i."""
 
 
-class Dense(AbstractBackend):
+class AllPairs(AbstractBackend):
     """All pairs, `block` rows at a time: O(N M) time, O(block M) memory."""
 
     block: int = eqx.field(static=True, default=8)

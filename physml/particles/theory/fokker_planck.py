@@ -10,7 +10,7 @@ from physml.core import check
 Pair = tuple[float | int, float | int]
 
 
-class Stationary(NamedTuple):
+class StationaryDensity(NamedTuple):
     """`x`, `y`: centres of the cells; `density` (nx, ny), of integral one; `entropy_production`, its rate."""
 
     x: np.ndarray
@@ -26,7 +26,7 @@ def stationary_density(
     cells: tuple[int, int],
     *,
     periodic: tuple[bool, bool] = (False, False),
-) -> Stationary:
+) -> StationaryDensity:
     r"""Solve $\nabla\cdot(b p - D\nabla p) = 0$ on a rectangle, closed or periodic in each direction.
 
     A Markov chain on the cells: the rates of hopping across a face of width h are $\frac{D}{h^2} B(\mp bh/D)$,
@@ -76,7 +76,7 @@ def stationary_density(
     out, into = forth * p[here], back * p[there]
     alive = (out > 0) & (into > 0)
     rate = np.sum((out - into)[alive] * np.log(out[alive] / into[alive]))
-    return Stationary(x, y, p.reshape(cells) / (h[0] * h[1]), float(rate))
+    return StationaryDensity(x, y, p.reshape(cells) / (h[0] * h[1]), float(rate))
 
 
 def _bernoulli(z):

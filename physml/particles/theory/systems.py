@@ -98,14 +98,14 @@ class MeanFieldParticles(eqx.Module):
         fine = self.times[:-1, None] + jnp.diff(self.times)[:, None] * share[None, :]
         ts = jnp.append(fine.ravel(), self.times[-1])
         kick = jnp.sqrt(2 * jnp.asarray(self.temperature, x0.dtype))
-        dynamics = Dynamics(_Drift(self.drift), _Kick(kick))
+        dynamics = Dynamics(_LangevinDrift(self.drift), _Kick(kick))
         path = integrate(dynamics, x0, ts, key=run_key, method=SRA1(), save_every=self.substeps)
         mean = jnp.mean(path.xs, axis=1)
         rest = path.xs - mean[:, None, :]
         return Moments(self.times, mean, jnp.einsum("kni,knj->kij", rest, rest) / (n - 1))
 
 
-class _Drift(eqx.Module):
+class _LangevinDrift(eqx.Module):
     """What particles do to each other, as a field."""
 
     drift: Callable

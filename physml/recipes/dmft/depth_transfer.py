@@ -27,9 +27,9 @@ from jax import lax
 from physml import dmft
 from physml.dmft import LinearResidual
 from physml.metrics import power_law
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Bordelon et al., Depthwise hyperparameter transfer in residual networks (2023); Chen et al. (2024)",
     claim="the best step size stays over depth and width; networks approach the limit of both; the Gram matrix bounds the loss",
     time="2 min, smoke 15 s",

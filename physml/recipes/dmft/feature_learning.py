@@ -22,9 +22,9 @@ from physml import dmft
 from physml.data import digits
 from physml.dmft import MonteCarlo
 from physml.metrics import power_law
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Bordelon and Pehlevan, Self-consistent dynamical field theory of kernel evolution (2022)",
     claim="kernels and outputs of wide networks through training, lazy to rich, against trained networks",
     time="80 min, smoke 20 s",

@@ -33,9 +33,9 @@ import numpy as np
 
 from physml.core import in_float64
 from physml.dmft import MonteCarlo, NarrowNetwork, polynomial_regression as regression
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Kumar, Bordelon, Gershman and Pehlevan, Grokking as the transition from lazy to rich training dynamics (2024)",
     claim="rich networks generalise late, lazy ones later or never, more data sooner; two units follow their mean-field theory",
     time="3 min",
@@ -241,7 +241,7 @@ def _mean_field(study, config, key):
     """Two units in many dimensions beside their theory, and the delay over their first overlap in theory."""
     c = config
     pair = lambda m0: NarrowNetwork(
-        2, c.mf_ratio, phi=regression.Quadratic(c.mf_eps), steps=c.mf_steps, step_size=c.step_size,
+        2, c.mf_ratio, phi=regression.QuadraticActivation(c.mf_eps), steps=c.mf_steps, step_size=c.step_size,
         overlap=jnp.asarray([m0, -m0], jnp.float32),
     )  # fmt: skip
     theory_key, key = jax.random.split(key)

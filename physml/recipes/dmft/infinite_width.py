@@ -26,11 +26,17 @@ import numpy as np
 
 from physml import dmft
 from physml.dmft import edge_of_chaos, excess_kurtosis, quartic
-from physml.dmft.gaussian.weight_ensembles import BlockSparse, Diluted, Gaussian, LowRank, Orthogonal
+from physml.dmft.gaussian.weight_ensembles import (
+    BlockSparseWeights,
+    DilutedWeights,
+    GaussianWeights,
+    LowRankWeights,
+    OrthogonalWeights,
+)
 from physml.metrics import Estimate, jackknife, power_law, straight_line
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Yaida, Non-Gaussian processes and neural networks at finite widths (2020); Hayou and Yang (2023)",
     claim="kernels, edge of chaos, quartic term, Edgeworth density, commuting limits, weights beyond independent ones",
     time="3 min, smoke 15 s",
@@ -39,11 +45,11 @@ INFO = Info(
 VARIANCES = {"linear": (1.0, 0.0), "relu": (2.0, 0.0), "tanh": (2.0, 0.1)}
 PARTS = ("kernels", "chaos", "quartic", "density", "commute", "ensembles")
 ENSEMBLES = {
-    "independent": lambda n: Gaussian(),
-    "orthogonal": lambda n: Orthogonal(),
-    "rank n/4": lambda n: LowRank(n // 4),
-    "8 blocks": lambda n: BlockSparse(8),
-    "fan-in n/4": lambda n: Diluted(n // 4),
+    "independent": lambda n: GaussianWeights(),
+    "orthogonal": lambda n: OrthogonalWeights(),
+    "rank n/4": lambda n: LowRankWeights(n // 4),
+    "8 blocks": lambda n: BlockSparseWeights(8),
+    "fan-in n/4": lambda n: DilutedWeights(n // 4),
 }
 
 
@@ -288,12 +294,12 @@ def _ensembles(study, config, keys):
 def _fixed(study, config, keys):
     """Rank and fan-in that stay as n grows, beside those that grow."""
     widths, count, source = config.fixed_widths, config.ensemble_networks, "(1 + 5/n)^L (1 + 2/r)^(L - 1)"
-    for name, weights in {"rank n/4": ENSEMBLES["rank n/4"], "rank 8": lambda n: LowRank(8)}.items():
+    for name, weights in {"rank n/4": ENSEMBLES["rank n/4"], "rank 8": lambda n: LowRankWeights(8)}.items():
         rows = [_kurtosis(_variances(next(keys), count, "relu", n, 3, weights=weights(n))) for n in widths]
         theory = np.asarray([float(excess_kurtosis(n, 3, "relu", weights=weights(n))) for n in widths])
         worst = np.max(np.abs(Estimate(*np.transpose(rows)).z(theory)))
         study.at_most(f"{name}, ReLU: kurtosis, largest |z|", worst, 5, source)
-    for name, weights in {"fan-in 8": lambda n: Diluted(8), "fan-in n/4": ENSEMBLES["fan-in n/4"]}.items():
+    for name, weights in {"fan-in 8": lambda n: DilutedWeights(8), "fan-in n/4": ENSEMBLES["fan-in n/4"]}.items():
         shifts = []
         for n in widths:
             Q = _variances(next(keys), count, "tanh", n, 4, weights=weights(n))

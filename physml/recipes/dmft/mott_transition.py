@@ -31,9 +31,9 @@ from physml.core._continuation import continuation
 from physml.core._fixed_point import Damped
 from physml.dmft import BetheHubbard, RealBetheHubbard, discrepancy
 from physml.metrics import power_law
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Georges, Kotliar, Krauth and Rozenberg, Dynamical mean-field theory (1996)",
     claim="a hysteresis loop whose spinodals agree by jumps, folds and eigenvalues; wedge, end point, spectra two ways",
     time="30 s, smoke 8 s",
@@ -151,7 +151,7 @@ def _hysteresis(study, config):
 
 def _slopes(study, config):
     """dZ/dU by the implicit derivative against differences, on both branches, halfway between the spinodals."""
-    scheme = dmft.FixedPoint(Damped(1.0), tol=1e-13, max_steps=20000)
+    scheme = dmft.SelfConsistent(Damped(1.0), tol=1e-13, max_steps=20000)
     model = lambda u, start: dataclasses.replace(_model(config)(u, 1 / config.beta), start=start)
     u, e = jnp.asarray(sum(0.5 * found.p for found in study.data.folds)), 1e-4
     for start in ("metal", "insulator"):

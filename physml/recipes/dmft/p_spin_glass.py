@@ -22,9 +22,9 @@ import numpy as np
 from physml import dmft
 from physml.dmft import SphericalPSpin
 from physml.metrics import mean_and_error, power_law, straight_line
-from physml.recipes import Info, Sabotage, Settings, draw, experiment
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Cugliandolo and Kurchan, Off-equilibrium dynamics of a long-range spin-glass model (1993)",
     claim="energy, plateau and effective temperature of the ageing p-spin glass, and single systems beside them",
     time="1 min, smoke 10 s",

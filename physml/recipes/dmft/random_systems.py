@@ -20,9 +20,9 @@ import numpy as np
 from physml import dmft
 from physml.dmft import LotkaVolterra, RandomNetwork
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, draw, experiment
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Sompolinsky, Crisanti and Sommers, Chaos in random neural networks (1988); Bunin (2017); Galla (2018)",
     claim="variance, memory and Lyapunov exponent of random networks; survivors and their stability; couplings by design",
     time="10 min, smoke 10 s",

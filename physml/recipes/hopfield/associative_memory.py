@@ -24,11 +24,11 @@ from scipy.special import erf
 
 from physml.hopfield import Dense, random_patterns
 from physml.hopfield.theory import amit, critical_load, transition
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 from physml.recipes.hopfield import _finite_size
 from physml.recipes.hopfield._finite_size import draw_extrapolation, extrapolate, mean_overlap
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Amit, Gutfreund and Sompolinsky, Statistical mechanics of neural networks near saturation (1987)",
     claim="capacities to six digits, all lines of the phase diagram, Monte Carlo at T = 0.3 extrapolated to the theory",
     time="2 min, smoke 6 s",

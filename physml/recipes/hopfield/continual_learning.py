@@ -32,9 +32,9 @@ from physml.hopfield import examples_of, flipped, learn, log_likelihood, margins
 from physml.hopfield.learning.variational import minimise
 from physml.hopfield.theory import random_label_capacity, student_transitions, two_tasks, variational_tasks
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Li, Huang, Zou and Huang, Statistical mechanics of continual learning (2023)",
     claim="forgetting in binary perceptrons as two theories predict it; digits: a prior forgets less than none",
     time="3 min",

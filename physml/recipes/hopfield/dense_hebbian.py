@@ -26,10 +26,10 @@ from physml import data
 from physml.hopfield import Dense, examples, glauber, random_patterns
 from physml.hopfield.theory.data_sets import data_set, entropy
 from physml.metrics import power_law
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 from physml.recipes.hopfield._finite_size import draw_extrapolation, extrapolate, mean_overlap
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Agliari et al., Dense Hebbian neural networks, supervised and unsupervised (2023)",
     claim="overlaps learned from noisy examples extrapolate to replica theory; thresholds in M; retrieval of digits",
     time="2 min, smoke 6 s",

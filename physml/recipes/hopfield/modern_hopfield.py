@@ -30,9 +30,9 @@ import numpy as np
 
 from physml import data, hopfield
 from physml.metrics import straight_line
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Ramsauer et al., Hopfield networks is all you need (2021)",
     claim="one-step bound never violated; capacity e^(0.62 d) as derived; kinds of attractors; digits from halves",
     time="40 s",

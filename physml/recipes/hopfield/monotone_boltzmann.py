@@ -27,10 +27,10 @@ import optax
 from physml.core._fixed_point import Anderson
 from physml.data import digits
 from physml.hopfield.learning.boltzmann import monotone_boltzmann, softmax
-from physml.recipes import Info, Sabotage, Settings, draw, experiment
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment
 from physml.recipes.hopfield._descent import descend
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Feng, Winston and Kolter, Monotone deep Boltzmann machines (2023)",
     claim="one mean-field solution from every start; one machine classifies digits and fills in missing pixels",
     time="1 min, smoke 10 s",

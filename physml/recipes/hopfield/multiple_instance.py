@@ -32,10 +32,10 @@ from jaxtyping import Array
 from physml import data, hopfield
 from physml.core.types import Key
 from physml.metrics import Estimate, mean_and_error
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 from physml.recipes.hopfield._descent import descend
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Ramsauer et al., Hopfield networks is all you need (2021); Ilse et al. (2018)",
     claim="Hopfield pooling finds the nines in bags of digits, as well as attention; tables within an SVM's reach",
     time="2 min",

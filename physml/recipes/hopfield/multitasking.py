@@ -23,9 +23,9 @@ from physml.hopfield import Dense, dilute, examples, glauber, random_patterns
 from physml.hopfield.theory import multitasking
 from physml.hopfield.theory.data_sets import entropy
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Agliari, Alessandrelli, Barra and Ricci-Tersenghi, Parallel learning by multitasking neural networks (2023)",
     claim="the hierarchy of overlaps and its end, T_c = 1 - d with patterns and examples, Monte Carlo beside the theory",
     time="30 s, smoke 6 s",

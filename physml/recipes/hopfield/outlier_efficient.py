@@ -36,10 +36,10 @@ from jaxtyping import Array
 from physml.core.types import Key
 from physml.hopfield import Hopfield
 from physml.nn import adaptive_layer_norm
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 from physml.recipes.hopfield._descent import descend
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Hu et al., Outlier-efficient Hopfield layers for large transformer-based models (2024)",
     claim="softmax_1 rests on its empty slot where softmax looks at the first token, at the same loss, also in 8 bits",
     time="2 min, smoke 12 s",

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from physml.hopfield import theory
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Albanese et al., Replica symmetry breaking in dense neural networks (2022); Gardner (1985)",
     claim="static, dynamic and Gardner lines, random-energy limit, stability of retrieval, ground-state capacity",
     time="1 min, smoke 6 s",

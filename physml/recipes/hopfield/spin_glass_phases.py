@@ -27,9 +27,9 @@ import numpy as np
 
 from physml.hopfield import Pairwise, glauber
 from physml.hopfield.theory import SpinGlassPhase, parisi, sherrington_kirkpatrick
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Single-replica spin-glass detection (2024); Sherrington and Kirkpatrick (1978)",
     claim="local fields of one configuration: mean, variance and histogram as predicted, phases named from them",
     time="3 min, smoke 25 s",

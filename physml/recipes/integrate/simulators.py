@@ -41,10 +41,10 @@ from physml.core import in_float64
 from physml.integrate import SRA1, Dynamics, EulerMaruyama, ensemble
 from physml.metrics import mean_and_error
 from physml.metrics.estimate import Estimate
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 from physml.recipes.integrate import _simulators_orders as orders
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Kloeden and Platen, Numerical Solution of SDEs (1992); Roessler, SIAM J. Numer. Anal. 48, 922 (2010)",
     claim="Ornstein-Uhlenbeck and a double well: exact moments, weak and strong order of each method as measured "
     "slopes, a parameter recovered by gradient descent through the simulator",

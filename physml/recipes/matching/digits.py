@@ -30,11 +30,11 @@ from sklearn.covariance import LedoitWolf
 from physml import data, matching, metrics, nn, train
 from physml.integrate import Dynamics, Heun, integrate
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, digits_kit, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, digits_kit, draw, experiment, setting
 from physml.recipes.digits_kit import CLASSES, DIM, LEVELS, binomial, image
 from physml.recipes.distances import energy_distance
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Lipman et al., Flow matching for generative modeling (2022), on the digits of Alpaydin and Kaynak (1998)",
     claim="samples, likelihoods and diversity of a digit model match held-out digits and beat a Gaussian per class",
     time="2 min, smoke 15 s",

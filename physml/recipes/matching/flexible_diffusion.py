@@ -23,10 +23,10 @@ import numpy as np
 
 from physml import matching, nn
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, distances, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, distances, draw, experiment, setting
 from physml.recipes.matching._fit import fit
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Du, Zhang, Yang and Du, A flexible diffusion model (2023)",
     claim="a learned forward process lowers the bound on the likelihood at the same total speed",
     time="2 min, smoke 10 s",

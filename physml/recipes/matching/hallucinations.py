@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from physml import data, matching, nn
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 from physml.recipes.matching._fit import denoiser_loss, fit
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Aithal, Maini, Lipton and Kolter, Understanding hallucinations in diffusion models (2024)",
     claim="a learned model of 25 Gaussians samples between modes, the exact one does not; the spread of predictions filters",
     time="2 min, smoke 10 s",

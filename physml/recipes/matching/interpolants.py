@@ -24,10 +24,10 @@ import numpy as np
 from physml import matching, nn
 from physml.integrate import SRA1
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, distances, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, distances, draw, experiment, setting
 from physml.recipes.matching._fit import fit
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Albergo, Boffi and Vanden-Eijnden, Stochastic interpolants (2023)",
     claim="flow and diffusions of every path reach the target for every epsilon; the KL of a learned model and its bound",
     time="2 min, smoke 20 s",

@@ -23,9 +23,9 @@ import numpy as np
 
 from physml import data, matching, metrics
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Shaul, Chen, Nickel, Le and Lipman, On kinetic optimal probability paths (2023)",
     claim="the path from the data separation function spends less than the straight and the VP path on finite data",
     time="1 min, smoke 10 s",

@@ -47,9 +47,9 @@ from physml.core import in_float64, noise
 from physml.core.types import Key, Scalar
 from physml.matching import LightBridge
 from physml.metrics import gaussian_wasserstein2, mean_and_error
-from physml.recipes import Info, Sabotage, Settings, distances, draw, experiment
+from physml.recipes import RecipeInfo, Sabotage, Settings, distances, draw, experiment
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Korotin, Gushchin and Burnaev, Light Schrodinger bridge (ICLR 2024)",
     claim="conditional laws of known entropic plans up to 64 dimensions, near the floor that sampling alone sets; the "
     "drift arrives at the plan",

@@ -36,11 +36,11 @@ import numpy as np
 import optax
 
 from physml import data, matching, nn, train
-from physml.recipes import Info, Sabotage, Settings, digits_kit, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, digits_kit, draw, experiment, setting
 from physml.recipes.digits_kit import CLASSES, DIM, binomial, image
 from physml.recipes.distances import batchwise, energy_distance, wasserstein2
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Geng et al., Mean flows for one-step generative modeling (2025); You et al., Modular MeanFlow (2025)",
     claim="one evaluation of a mean flow is within 1.3 x the W2 of 100 steps of the same net in the plane, and near "
     "them on digits; one Euler step is not",

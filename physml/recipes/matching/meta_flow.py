@@ -20,11 +20,11 @@ import numpy as np
 
 from physml import matching, nn
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, draw, experiment
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment
 from physml.recipes.distances import batchwise, wasserstein2
 from physml.recipes.matching._fit import fit
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Atanackovic et al., Meta flow matching (2025)",
     claim="on letters it has not seen a field given a code of the population is better than unconditional and one-hot fields",
     time="4 min, smoke 20 s",

@@ -42,10 +42,10 @@ import optax
 from physml import data, matching, nn, train
 from physml.integrate import Dynamics, Heun, integrate
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, draw, experiment
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment
 from physml.recipes.distances import batchwise, wasserstein2
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Tong et al., Improving and generalizing flow-based generative models with minibatch OT (2024); SF2M (2024)",
     claim="minibatch transport reaches the target at the sampling floor with the path energy of optimal transport",
     time="2 min, smoke 10 s",

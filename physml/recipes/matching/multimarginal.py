@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from physml import matching, nn
-from physml.recipes import Info, Sabotage, Settings, distances, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, distances, draw, experiment, setting
 from physml.recipes.matching._fit import fit
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Albergo, Boffi, Lindsey and Vanden-Eijnden, Multimarginal generative modeling (2023)",
     claim="one regression on the simplex gives the flow between every pair of laws; a learned curve lowers the energy",
     time="3 min, smoke 15 s",

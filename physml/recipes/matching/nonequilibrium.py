@@ -21,10 +21,10 @@ import numpy as np
 
 from physml import data, matching, nn
 from physml.metrics import mean_and_error, power_law
-from physml.recipes import Info, Sabotage, Settings, distances, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, distances, draw, experiment, setting
 from physml.recipes.matching._fit import denoiser_loss, fit
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Sohl-Dickstein et al., Deep unsupervised learning using nonequilibrium thermodynamics (2015)",
     claim="Jarzynski's equality for the chain, dissipation as 1/n, and learned VP, sub-VP, VE and EDM models of the spiral",
     time="4 min, smoke 15 s",

@@ -30,11 +30,11 @@ from jaxtyping import Array
 from physml import data, matching, nn
 from physml.integrate import SRA1
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 from physml.recipes.distances import batchwise, wasserstein2
 from physml.recipes.matching._fit import fit
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Deveney et al., Closing the ODE-SDE gap in score-based diffusion models (2023)",
     claim="a penalty lowers the Fokker-Planck residual several times and the gap between flow and diffusion with it",
     time="6 min, smoke 10 s",

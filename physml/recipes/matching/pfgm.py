@@ -19,10 +19,10 @@ from scipy import stats
 
 from physml import data, matching, nn
 from physml.metrics import power_law
-from physml.recipes import Info, Sabotage, Settings, distances, draw, experiment
+from physml.recipes import RecipeInfo, Sabotage, Settings, distances, draw, experiment
 from physml.recipes.matching._fit import fit
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Xu, Liu, Tian, Tong, Tegmark and Jaakkola, PFGM++ (2023)",
     claim="flows of charges reach the data for D from 1 to infinity, and approach diffusion as 1/D",
     time="2 min, smoke 10 s",

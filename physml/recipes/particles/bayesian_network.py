@@ -22,9 +22,9 @@ import optax
 
 from physml import particles
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Bayesian computation in deep learning; Chen, Fox and Guestrin, Stochastic gradient HMC (2014)",
     claim="minibatch samplers predict as HMC does, and beat a single network; beside a deep ensemble",
     time="30 s, smoke 10 s",

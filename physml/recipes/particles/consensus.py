@@ -26,9 +26,9 @@ from scipy.stats import binomtest
 
 from physml import particles
 from physml.metrics import mean_and_error
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Riedl, Klock, Geldhauser and Fornasier, Gradient is all you need? (2023)",
     claim="the consensus point finds Ackley's and Rastrigin's minimum in 20 dimensions beyond the mean-square line",
     time="3 min, smoke 10 s",

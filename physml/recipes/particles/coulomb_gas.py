@@ -22,9 +22,9 @@ from scipy import stats
 from physml import particles
 from physml.metrics import mean_and_error
 from physml.metrics.estimate import Estimate
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Ginibre (1965); Rider and Virág, The noise in the circular law and the Gaussian free field (2007)",
     claim="cumulants of linear statistics at beta = 2, the Gamma law of the virial at every beta, both by HMC",
     time="half a minute, smoke 10 s",

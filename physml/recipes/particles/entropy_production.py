@@ -24,10 +24,10 @@ import optax
 
 from physml import nn, particles, train
 from physml.integrate import Dynamics, ensemble
-from physml.particles import Dense, PairSum, Particles
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.particles import AllPairs, PairSum, Particles
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Boffi and Vanden-Eijnden, Deep learning probability flows and entropy production rates in active matter (2024)",
     claim="a learned score gives the entropy production of a linear system, of an active ring and of 64 active particles",
     time="2 min, smoke 10 s",
@@ -213,7 +213,7 @@ def _push(x, y):
 
 
 def _forces(x):
-    return len(x) * PairSum(_push, Dense(16))(x, Particles(x))
+    return len(x) * PairSum(_push, AllPairs(16))(x, Particles(x))
 
 
 def _world_drift(t, x, args=None):

@@ -24,9 +24,9 @@ from physml import data, nn, train
 from physml.metrics import mean_and_error
 from physml.particles.matter import hypersphere
 from physml.particles.matter.hypersphere import hyperspherical_energy, thomson
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Liu et al., Learning towards minimum hyperspherical energy (2018); Thomson (1904)",
     claim="the minima of Thomson's problem to five digits; a network with its neurons apart is no worse on digits",
     time="1 min, smoke 10 s",

@@ -24,11 +24,11 @@ import numpy as np
 from physml import particles
 from physml.metrics import mmd, power_law
 from physml.particles import Particles
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 from physml.recipes.particles import _stationary
 from physml.recipes.particles._stationary import stationary
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Fu and Wilson, Mean-field underdamped Langevin dynamics and its spacetime discretization (2024)",
     claim="particles leave their mean-field limit as 1/N, by the exact discrete law; MMD and a two-layer network descend",
     time="1 min, smoke 15 s",

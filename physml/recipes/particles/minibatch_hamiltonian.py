@@ -18,10 +18,10 @@ from scipy.linalg import solve_discrete_lyapunov
 
 from physml.metrics import power_law
 from physml.particles.kernels.minibatch import MinibatchEnergy, StochasticGradient, sghmc
-from physml.recipes import Info, Sabotage, Settings, draw, experiment
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment
 from physml.recipes.particles._stationary import stationary
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Franzese, Milios, Filippone and Michiardi, Hamiltonian SDEs with minibatches",
     claim="weak order of splittings: 2 with all data, 1 with batches drawn with replacement, 2 in shuffled epochs",
     time="3 min, smoke 10 s",

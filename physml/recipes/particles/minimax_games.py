@@ -23,9 +23,9 @@ import numpy as np
 from physml import particles
 from physml.particles import Game, Histogram, Players
 from physml.particles.kernels.game import AbstractPlay
-from physml.recipes import Info, Sabotage, Settings, draw, experiment
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Kim et al., Symmetric mean-field Langevin dynamics (2024); Lu, Two-scale gradient descent ascent (2023)",
     claim="three dynamics reach the mixed equilibrium of a Gaussian and of a nonconvex game",
     time="1 min, smoke 15 s",

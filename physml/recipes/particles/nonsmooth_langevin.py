@@ -21,9 +21,9 @@ import numpy as np
 from physml import particles
 from physml.metrics import mean_and_error
 from physml.particles import L1, BregmanL1, TotalVariation, moreau_envelope
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Lau, Liu and Pock, Non-log-concave and nonsmooth sampling via Langevin Monte Carlo algorithms (2023)",
     claim="every Langevin kernel on nonsmooth mixtures against quadrature; a photograph deblurred with error bars",
     time="1 min, smoke 15 s",

@@ -22,11 +22,11 @@ import numpy as np
 from physml import particles
 from physml.core.float64 import in_float64
 from physml.metrics import power_law
-from physml.recipes import Info, Sabotage, Settings, draw, experiment, setting
+from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 from physml.recipes.particles import _stationary
 from physml.recipes.particles._stationary import stationary
 
-INFO = Info(
+INFO = RecipeInfo(
     paper="Leimkuhler and Matthews, Rational construction of stochastic numerical methods (2013)",
     claim="kernels sample their exact finite-step laws; variances, autocorrelation times and orders in the step",
     time="2 min, smoke 10 s",
