@@ -44,6 +44,15 @@ def scan_range(body: Callable, carry: PyTree, length: int, block: int | None = N
     return carry, ys
 
 
+def _chunk_of(length: int, most: int) -> int:
+    """The chunk: at most `most`, and one that divides `length` if that costs at most half of it.
+
+    A shorter chunk at the end is a second copy of the step to compile.
+    """
+    most = min(most, length)
+    return next((size for size in range(most, most // 2, -1) if length % size == 0), most)
+
+
 def march(
     step: Callable[[PyTree, Any, PyTree], PyTree],
     state: PyTree,
@@ -89,7 +98,7 @@ def march(
 
     def stretch(state, k, length, block, record=False):
         """`length` steps from step k in chunks, with a shorter chunk at the end where they do not divide."""
-        size = min(chunk, length)
+        size = _chunk_of(length, chunk)
         count, tail = divmod(length, size)
         in_block = None if block is None else max(1, block // size)
         state, ys = scan_range(lambda s, i: advance(s, k + i * size, size, record), state, count, in_block)

@@ -155,11 +155,12 @@ def _blocking(haar, top, variance, draws, chains):
     term is taken from the plateau, v_m = 2^(l - m) v_l.
     """
     m = haar.shape[0] - 1
+    each = lambda values: jnp.asarray(values, variance.dtype).reshape(-1, *(1,) * variance.ndim)
     blocks = [draws >> (level + 1) for level in range(m)]
-    detail = jnp.stack([haar[level] / blocks[level] for level in range(m)] or [jnp.zeros_like(variance)])
+    detail = haar[:m] / each(blocks) if m else jnp.zeros_like(variance)[None]
     tail = jnp.cumsum(detail[::-1], axis=0)[::-1]
     if top is None:
-        of_means = jnp.stack([tail[level] / (1 - 2.0 ** (level - max(m, 1))) for level in range(len(tail))])
+        of_means = tail / each([1 - 2.0 ** (level - max(m, 1)) for level in range(len(tail))])
     else:
         of_means = tail + top[None]  # v_l, l = 0, ..., m - 1
     next_means = jnp.concatenate([of_means[1:], (of_means[-1:] if top is None else top[None])])
@@ -167,9 +168,9 @@ def _blocking(haar, top, variance, draws, chains):
     correlation = jnp.where(of_means > 0, rho, jnp.nan)
     usable = max(1, sum(1 for b in blocks if b * chains >= 32))
     safe = jnp.where(variance > 0, variance, 1)
-    tau = jnp.stack([2.0**level * of_means[level] / safe for level in range(usable)])
+    long = each([2.0**level for level in range(usable)])
+    tau = long * of_means[:usable] / safe[None]
     better = jnp.concatenate([2 * tau[1:] - tau[:-1], tau[-1:]]) if usable > 1 else tau
-    long = jnp.asarray([2.0**level for level in range(usable)], tau.dtype).reshape(-1, *(1,) * variance.ndim)
     enough = (long >= 10 * tau) & (jnp.arange(usable).reshape(long.shape) < usable - 1)
     chosen = jnp.where(enough.any(0), jnp.argmax(enough, axis=0), usable - 1)
     time = jnp.take_along_axis(better, chosen[None], axis=0)[0]
