@@ -15,9 +15,12 @@ from jaxtyping import Array
 from physml.core._status import Code, Status, status
 
 
-def newton(f: Callable[[Array], Array], start: Array, *, tol: float = 1e-11, steps: int = 30) -> tuple[Array, Status]:
+def newton(
+    f: Callable[[Array], Array], start: Array, *, tol: float = 1e-11, steps: int = 30, floor: float = 0.0
+) -> tuple[Array, Status]:
     """x (n,) with f(x) = 0, and `ok` or `not_converged`: whether the last step was below `tol` (1 + max|x|).
 
+    `floor`: values of f that are rounding; it ends there too, because a multiple root leaves no slope to go by.
     Arrays that f captures may be differentiated, to any order.
     """
 
@@ -33,12 +36,13 @@ def newton(f: Callable[[Array], Array], start: Array, *, tol: float = 1e-11, ste
         def step(carry):
             x, _, k = carry
             jacobian, value = jax.jacfwd(both, has_aux=True)(x)
-            move = jnp.linalg.solve(jacobian, value)
+            there = jnp.max(jnp.abs(value)) <= floor
+            move = jnp.where(there, 0.0, jnp.linalg.solve(jacobian, value))
             return x - move, jnp.max(jnp.abs(move)), k + 1
 
         zero = jnp.zeros((), jnp.int32)
         x, size, k = lax.while_loop(more, step, (x, jnp.full((), jnp.inf, x.dtype), zero))
-        good = size <= tol * (1 + jnp.max(jnp.abs(x)))
+        good = (size <= tol * (1 + jnp.max(jnp.abs(x)))) & jnp.isfinite(x).all()
         # custom_root gives its auxiliary output float tangents, so counters travel as floats.
         return x, (good.astype(x.dtype), k.astype(x.dtype))
 

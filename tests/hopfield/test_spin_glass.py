@@ -35,6 +35,14 @@ def test_known_values(x64):
     assert sherrington_kirkpatrick(0.2, 1.5).stability > 1 > sherrington_kirkpatrick(0.3, 1.5).stability
 
 
+def test_many_states_along_the_critical_line():
+    """T = J_0, where the root is threefold: the paramagnet, and not a step that left the finite numbers."""
+    t = jnp.linspace(1.02, 2.0, 99)
+    state = jax.vmap(sherrington_kirkpatrick)(t, t)
+    assert state.status.ok.all() and (state.m < 1e-3).all() and np.isfinite(state.field_variance).all()
+    np.testing.assert_allclose(state.free_energy, -1 / (4 * t) - t * np.log(2), rtol=1e-5)
+
+
 @pytest.mark.parametrize("t", [0.3, 0.83])
 def test_identities_of_the_full_solution(t, x64):
     """Mean overlap 1 - T, marginal stability, a free energy above the symmetric one and falling errors, of order

@@ -109,7 +109,7 @@ def _replica_symmetric(t, j0):
     below = lax.stop_gradient((t, j0))
     # Iteration slows down at the transitions, where Newton's method, still from above, goes on.
     start = descend(lambda u: update(u, *below), (one, one), tol=1e-9, max_steps=200)
-    u, state = newton(lambda u: jnp.stack(update(u, t, j0)) - u, jnp.stack(start), tol=1e-9, steps=60)
+    u, state = newton(lambda u: jnp.stack(update(u, t, j0)) - u, jnp.stack(start), tol=1e-9, steps=60, floor=4e-16)
     m, q = jnp.where(u > 1e-5, u, 0.0)
     b = j0 * m
     s = site(b, q, t)
