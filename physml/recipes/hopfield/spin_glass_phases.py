@@ -115,7 +115,7 @@ class Moments(NamedTuple):
 def _moments(temperatures, means):
     """Of theory; replica symmetry serves for the mixed phase."""
     plane = jax.vmap(jax.vmap(sherrington_kirkpatrick, (0, None)), (None, 0))
-    state = jax.jit(plane)(jnp.asarray(temperatures, jnp.float32), jnp.asarray(means, jnp.float32))
+    state = jax.jit(plane)(jnp.asarray(temperatures, jnp.float32), jnp.asarray(means, jnp.float32)).check()
     glass = np.array([_glass(float(t)) for t in temperatures])
     variance = np.where(state.phase == SpinGlassPhase.glass, glass, state.field_variance)
     return Moments(np.asarray(state.field_mean, np.float64), variance.astype(np.float64), np.asarray(state.phase))
@@ -211,8 +211,7 @@ def _detect(study, config, mean, variance, phases, away):
 def _by_theory(config, mean, variance):
     """Phases (J_0, samples, T) by Bayes' rule."""
     table = _moments(np.linspace(0.1, config.hottest + 0.2, 60), np.linspace(0.0, 2.4, 61))
-    # On a line of transition, such as T = J_0, rounding may leave Newton's method without a number.
-    table = Moments(*(column[np.isfinite(table.mean) & np.isfinite(table.variance)] for column in table))
+    table = Moments(*(column.ravel() for column in table))
     mean_error = 2 * np.sqrt(table.variance / config.spins)
     variance_error = 2 * table.variance * np.sqrt(2 / config.spins)
     # The mirror image of a state without magnetisation is the state itself: |mean| is twice as likely.
