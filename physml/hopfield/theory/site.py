@@ -11,6 +11,7 @@ what is left of T is of relative order $10^{-12}$: a site at T = 0 is computed t
 import math
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -49,6 +50,7 @@ def nodes(centre: Array, width: Array, n: int = NODES) -> tuple[Array, Array]:
     return z, 0.5 * w * (up + down) * jnp.exp(-0.5 * z**2) * (2 * edge / (n - 1) / math.sqrt(2 * math.pi))
 
 
+@jax.jit
 def site(mean: Array, variance: Array, temperature: Array) -> Site:
     """Averages over a Gaussian field of this mean and variance: float64 scalars; smooth in all three, and at T = 0."""
     t = jnp.maximum(temperature, COLDEST)
