@@ -51,7 +51,7 @@ class Branches(eqx.Module):
 
 def continuation(
     f: Callable[[PyTree, Any], PyTree],
-    params: Any,
+    params: PyTree,
     x0: PyTree,
     *,
     direction: Literal["forward", "backward", "both"] = "forward",

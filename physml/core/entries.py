@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 _LARGEST = 64
@@ -64,7 +65,7 @@ def by_entries(function: Callable[..., Array], *shapes: Any) -> Callable[..., np
     return unrolled
 
 
-def split(x: Any) -> np.ndarray:
+def split(x: ArrayLike) -> np.ndarray:
     """An object array with the entries of x."""
     x = jax.numpy.asarray(x)
     return objects([x[index] for index in np.ndindex(x.shape)], x.shape)

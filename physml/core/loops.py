@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from physml.core import noise
@@ -59,7 +60,7 @@ def march(
     steps: int,
     *,
     draw: Callable[[Any], PyTree] | None = None,
-    first: Any = 0,
+    first: ArrayLike = 0,
     save_every: int = 1,
     observe: Callable[[PyTree], PyTree] = lambda state: state,
     chunk: int | None = None,

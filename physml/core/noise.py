@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core.check import known
-from physml.core.types import Key
+from physml.core.types import Key, Scalar
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -49,7 +50,7 @@ def check_key(key: Any) -> None:
         raise ValueError(f"key must be one typed key, jax.random.key(seed); got {type(key).__name__} {key!r:.60}")
 
 
-def lanes(first: Any, count: int | None = None) -> Array:
+def lanes(first: ArrayLike, count: int | None = None) -> Array:
     """Lane `first`, or the `count` lanes from there on, as uint32.
 
     **Errors.** `ValueError` for what is no lane: a negative number, or one of more than 32 bits.
@@ -63,7 +64,7 @@ def lanes(first: Any, count: int | None = None) -> Array:
     return jnp.asarray(value.astype(np.uint32) if count is None else (value + np.arange(count)).astype(np.uint32))
 
 
-def step_key(key: Key, step: Any) -> Array:
+def step_key(key: Key, step: Scalar) -> Array:
     """The two words that key step `step`."""
     check_key(key)
     key = jax.random.fold_in(key, step)
@@ -145,7 +146,7 @@ def _leaves(like: PyTree):
     return out, treedef
 
 
-def normal(key: Key, step: Any, like: PyTree, lanes: Any = 0) -> PyTree:
+def normal(key: Key, step: Scalar, like: PyTree, lanes: ArrayLike = 0) -> PyTree:
     r"""Standard normals $\xi_{cj} = \xi(\text{key}, \text{step}, c, j)$ for lane $c$ and entry $j$.
 
     **Arguments.** `key`: typed key. `step`: integer, may be traced. `like`: the state of ONE lane, a pytree
@@ -176,7 +177,7 @@ def _normal_leaf(words, lanes, first, pairs, shape, dtype):
     return jnp.where(later, sin, cos).reshape(*shape, *lanes.shape)
 
 
-def uniform(key: Key, step: Any, like: PyTree, lanes: Any = 0) -> PyTree:
+def uniform(key: Key, step: Scalar, like: PyTree, lanes: ArrayLike = 0) -> PyTree:
     """Uniforms on (0, 1], indexed as `normal` is. Draw them with a key of their own (`jax.random.split`)."""
     words, lanes = step_key(key, step), jnp.asarray(lanes)
     rows, treedef = _leaves(like)

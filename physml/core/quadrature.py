@@ -1,13 +1,14 @@
 r"""Nodes and weights: Gauss and Hermite for Gaussian averages, Gauss and Legendre, the trapezoid rule."""
 
 import functools
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from physml.core.check import count
+from physml.core.types import Scalar
 
 
 @functools.lru_cache(maxsize=64)
@@ -19,7 +20,7 @@ def _rule(n: int) -> tuple[np.ndarray, np.ndarray]:
     return nodes, weights / weights.sum()
 
 
-def gauss_hermite(n: int, dtype: Any = None) -> tuple[Array, Array]:
+def gauss_hermite(n: int, dtype: DTypeLike | None = None) -> tuple[Array, Array]:
     r"""Nodes $z_i$ and weights $w_i$, $\sum_i w_i = 1$, with $\sum_i w_i f(z_i) = \int Dz\, f(z)$ exact for
     polynomials of degree 2n - 1; $Dz$ is the standard normal measure.
 
@@ -29,7 +30,7 @@ def gauss_hermite(n: int, dtype: Any = None) -> tuple[Array, Array]:
     return jnp.asarray(nodes, dtype or float), jnp.asarray(weights, dtype or float)
 
 
-def gauss_hermite_grid(n: int, dims: int, dtype: Any = None) -> tuple[Array, Array]:
+def gauss_hermite_grid(n: int, dims: int, dtype: DTypeLike | None = None) -> tuple[Array, Array]:
     r"""The product rule of $n^k$ nodes (n^k, k) and weights (n^k,) for $\int Dz_1 \cdots Dz_k$, k = `dims`."""
     count(dims, "dims")
     z, w = gauss_hermite(n, dtype)
@@ -50,14 +51,14 @@ def gauss_legendre_panels(edges: np.ndarray, n: int) -> tuple[np.ndarray, np.nda
     return (edges[:-1, None] + length * x).ravel(), (length * w).ravel()
 
 
-def trapezoid_weights(k: Any, size: int, h: Any, dtype: Any) -> Array:
+def trapezoid_weights(k: Scalar, size: int, h: Scalar, dtype: DTypeLike) -> Array:
     """Weights (size,) of an integral from node 0 to node k of a grid of step h; 0 beyond it. k may be traced."""
     index = jnp.arange(size, dtype=jnp.int32)
     inner = jnp.where((index == 0) | (index == k), 0.5, 1.0)
     return jnp.where((index <= k) & (k > 0), h * inner, 0.0).astype(dtype)
 
 
-def trapezoid_matrix(steps: int, h: float, dtype: Any) -> Array:
+def trapezoid_matrix(steps: int, h: float, dtype: DTypeLike) -> Array:
     """(steps + 1, steps + 1): row k holds `trapezoid_weights` of an integral from node 0 to node k."""
     index = np.arange(steps + 1)
     inner = np.where((index[None, :] == 0) | (index[None, :] == index[:, None]), 0.5, 1.0)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from physml.core._status import Code, Status, status
 
@@ -77,7 +77,7 @@ def bracketed(
     return lax.custom_root(f, 0.5 * (low + high), search, lambda linear, y: y / linear(jnp.ones_like(y)))
 
 
-def descend(step: Callable[[Any], Any], x: Any, *, tol: float = 1e-11, max_steps: int = 20000) -> Any:
+def descend(step: Callable[[Any], Any], x: PyTree, *, tol: float = 1e-11, max_steps: int = 20000) -> PyTree:
     """Half steps x <- (x + step(x)) / 2 from above, which stop at the first fixed point they meet."""
 
     def more(carry):

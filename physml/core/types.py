@@ -1,7 +1,7 @@
 """The types that signatures share."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -12,6 +12,9 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 # A number, written by hand or traced.
 Scalar: TypeAlias = float | int | Array | np.ndarray | np.floating | np.integer
+
+# Several numbers, also as a list.
+Numbers: TypeAlias = Array | np.ndarray | np.generic | float | Sequence[Any]
 
 # A field f(t, x, args) acts on one sample; batches are jax.vmap at the edge.
 Field: TypeAlias = Callable[..., PyTree]

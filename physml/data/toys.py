@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from physml.core import check, noise as streams
@@ -64,7 +65,7 @@ def _float(dtype: Any) -> Any:
 
 
 @program
-def eight_gaussians_mixture(*, scale: Scalar = 5.0, variance: Scalar = 0.1, dtype: Any = None) -> Mixture:
+def eight_gaussians_mixture(*, scale: Scalar = 5.0, variance: Scalar = 0.1, dtype: DTypeLike | None = None) -> Mixture:
     r"""Eight equal modes on a circle: $m_k = r(\cos\tfrac{\pi k}{4}, \sin\tfrac{\pi k}{4})$, $C = v I$.
 
     **Arguments.** `scale`: r. `variance`: v of one coordinate. **See** `eight_gaussians`.
@@ -76,7 +77,13 @@ def eight_gaussians_mixture(*, scale: Scalar = 5.0, variance: Scalar = 0.1, dtyp
 
 @_toy
 def eight_gaussians(
-    n: int, *, key: Key, scale: Scalar = 5.0, variance: Scalar = 0.1, stratified: bool = False, dtype: Any = None
+    n: int,
+    *,
+    key: Key,
+    scale: Scalar = 5.0,
+    variance: Scalar = 0.1,
+    stratified: bool = False,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "n 2"]:
     """Samples of `eight_gaussians_mixture`; the defaults are the benchmark of conditional flow matching.
 
@@ -90,7 +97,9 @@ def eight_gaussians(
 
 
 @program
-def grid_gaussians_mixture(*, side: int = 5, spacing: Scalar = 2.0, std: Scalar = 0.05, dtype: Any = None) -> Mixture:
+def grid_gaussians_mixture(
+    *, side: int = 5, spacing: Scalar = 2.0, std: Scalar = 0.05, dtype: DTypeLike | None = None
+) -> Mixture:
     r"""side^2 equal modes on a square grid centred at the origin, $C = s^2 I$.
 
     **Arguments.** `side`: modes per axis. `spacing`: between neighbours. `std`: s. **See**
@@ -112,7 +121,7 @@ def grid_gaussians(
     spacing: Scalar = 2.0,
     std: Scalar = 0.05,
     stratified: bool = False,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "n 2"]:
     """Samples of `grid_gaussians_mixture`: 25 narrow modes, where interpolation between modes shows.
 
@@ -131,7 +140,7 @@ def moons(
     shift: Scalar = -1.0,
     diagonal: bool = False,
     stratified: bool = False,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "n 2"]:
     r"""Two interleaved half circles, as in scikit-learn, then $x \mapsto \text{scale}\,x + \text{shift}$.
 
@@ -161,7 +170,9 @@ def moons(
 
 
 @_toy
-def checkerboard(n: int, *, key: Key, side: int = 4, width: Scalar = 1.0, dtype: Any = None) -> Float[Array, "n 2"]:
+def checkerboard(
+    n: int, *, key: Key, side: int = 4, width: Scalar = 1.0, dtype: DTypeLike | None = None
+) -> Float[Array, "n 2"]:
     """Uniform on the even cells (i + j even) of a side x side board of cells of the given width, centred at
     zero.
 
@@ -179,7 +190,9 @@ def checkerboard(n: int, *, key: Key, side: int = 4, width: Scalar = 1.0, dtype:
 
 
 @_toy
-def swiss_roll(n: int, *, key: Key, noise: Scalar = 0.1, turns: Scalar = 1.5, dtype: Any = None) -> Float[Array, "n 2"]:
+def swiss_roll(
+    n: int, *, key: Key, noise: Scalar = 0.1, turns: Scalar = 1.5, dtype: DTypeLike | None = None
+) -> Float[Array, "n 2"]:
     r"""A spiral: $r(\cos 2\pi\tau r', \sin 2\pi\tau r')$ with $r' \sim U[\tfrac13, 1]$ and radius $r = 3 r'$.
 
     **Arguments.** `noise`: standard deviation added to both coordinates. `turns`: tau, of the full spiral
@@ -195,7 +208,12 @@ def swiss_roll(n: int, *, key: Key, noise: Scalar = 0.1, turns: Scalar = 1.5, dt
 
 @_toy
 def circles(
-    n: int, *, key: Key, radii: tuple[Scalar, ...] = (1.0, 2.0, 3.0), noise: Scalar = 0.08, dtype: Any = None
+    n: int,
+    *,
+    key: Key,
+    radii: tuple[Scalar, ...] = (1.0, 2.0, 3.0),
+    noise: Scalar = 0.08,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "n 2"]:
     """Concentric circles of equal weight with Gaussian noise of the given standard deviation on both
     coordinates.
@@ -219,7 +237,7 @@ def pinwheel(
     radial: Scalar = 0.3,
     tangential: Scalar = 0.05,
     rate: Scalar = 0.25,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "n 2"]:
     r"""Gaussian arms bent by a rotation that grows with the radius.
 

@@ -13,6 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from physml.core import noise
@@ -41,7 +42,9 @@ class Diffrax(eqx.Module):
     tolerance: Scalar | None = None
     max_steps: int = eqx.field(static=True, default=16**4)
 
-    def solve(self, dynamics: Dynamics, x0: PyTree, ts: Any, *, key: Any, args: Any, lane: Any, save_every: int):
+    def solve(
+        self, dynamics: Dynamics, x0: PyTree, ts: Array, *, key: Any, args: PyTree, lane: ArrayLike, save_every: int
+    ):
         """States at ts[::save_every], a status code and the number of steps taken; for `integrate`."""
         import diffrax
 

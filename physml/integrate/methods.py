@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 
 from physml.core.program import program
 from physml.core.tree import add, plus
-from physml.core.types import is_traced, shape_of
+from physml.core.types import Scalar, is_traced, shape_of
 from physml.integrate.dynamics import Dynamics, apply_noise, like, noise_kind
 from physml.integrate.stepping import rk4
 
@@ -40,10 +40,10 @@ class AbstractMethod(eqx.Module):
     normals: ClassVar[int] = 1
 
     @abc.abstractmethod
-    def step(self, dynamics: Dynamics, t: Any, h: Any, x: PyTree, xi: PyTree, args: Any) -> PyTree:
+    def step(self, dynamics: Dynamics, t: Scalar, h: Scalar, x: PyTree, xi: PyTree, args: PyTree) -> PyTree:
         """The state after a step of length h from (t, x), with standard normals xi (a tuple of `normals`)."""
 
-    def validate(self, dynamics: Dynamics, t: Any, x: PyTree, args: Any) -> None:
+    def validate(self, dynamics: Dynamics, t: Scalar, x: PyTree, args: PyTree) -> None:
         """Raise a `ValueError` for a system this method is not made for, judged at the start (t, x)."""
 
 
@@ -207,12 +207,12 @@ def _varies(function: Any, before: tuple, x: PyTree, after: tuple) -> bool:
     return not is_traced(leaves) and any((np.asarray(leaf) != 0).any() for leaf in leaves)
 
 
-def depends_on_state(dynamics: Dynamics, t: Any, x: PyTree, args: Any) -> bool:
+def depends_on_state(dynamics: Dynamics, t: Scalar, x: PyTree, args: PyTree) -> bool:
     """Whether the noise amplitude changes with x at (t, x)."""
     return dynamics.noise is not None and _varies(dynamics.noise, (t,), x, (args,))
 
 
-def check_elementwise(dynamics: Dynamics, t: Any, x: PyTree, args: Any) -> None:
+def check_elementwise(dynamics: Dynamics, t: Scalar, x: PyTree, args: PyTree) -> None:
     """Raise when the diagonal amplitude's entry i depends on another entry of x.
 
     A Jacobian J is diagonal if and only if u * (J v) = v * (J u) for almost every pair of vectors u, v.

@@ -1,11 +1,12 @@
 """`integrate` one system, `ensemble` many: the loop over time around a method's step."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check, noise
@@ -13,7 +14,7 @@ from physml.core._status import Checked, Code, Status, status
 from physml.core.loops import march
 from physml.core.program import program
 from physml.core.progress import progress_bar
-from physml.core.types import Key, is_traced, shape_of, widest
+from physml.core.types import Key, Numbers, is_traced, shape_of, widest
 from physml.integrate.adaptive import Diffrax
 from physml.integrate.dynamics import Dynamics, brownian_like
 from physml.integrate.methods import RK4, AbstractMethod, EulerMaruyama, check_elementwise
@@ -37,14 +38,14 @@ class Trajectory(Checked):
 def integrate(
     dynamics: Dynamics,
     x0: PyTree,
-    ts: Any,
+    ts: Numbers,
     *,
     key: Key | None = None,
-    args: Any = None,
+    args: PyTree = None,
     method: AbstractMethod | Diffrax | None = None,
     save_every: int = 1,
     checkpoint: bool = False,
-    lane: Any = 0,
+    lane: ArrayLike = 0,
     progress: bool = False,
 ) -> Trajectory:
     r"""Integrate $dx = f\,dt + g\,dW$ from x0 along the time grid `ts`.
@@ -78,14 +79,14 @@ def integrate(
 def ensemble(
     dynamics: Dynamics,
     x0: PyTree,
-    ts: Any,
+    ts: Numbers,
     *,
     key: Key | None = None,
-    args: Any = None,
+    args: PyTree = None,
     method: AbstractMethod | Diffrax | None = None,
     save_every: int = 1,
     checkpoint: bool = False,
-    first_lane: Any = 0,
+    first_lane: ArrayLike = 0,
     progress: bool = False,
 ) -> Trajectory:
     """Integrate many independent samples with one key: x0 (paths, ...) to xs (saved, paths, ...).

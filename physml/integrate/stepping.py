@@ -6,9 +6,10 @@ from typing import Any
 from jaxtyping import PyTree
 
 from physml.core.tree import add
+from physml.core.types import Scalar
 
 
-def rk4(f: Callable[[Any, PyTree], PyTree], t: Any, x: PyTree, h: Any) -> PyTree:
+def rk4(f: Callable[[Any, PyTree], PyTree], t: Scalar, x: PyTree, h: Scalar) -> PyTree:
     """One step h of the classical method of Runge and Kutta, order 4: four evaluations of f(t, x)."""
     k1 = f(t, x)
     k2 = f(t + 0.5 * h, add(x, (0.5 * h, k1)))

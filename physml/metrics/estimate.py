@@ -15,12 +15,12 @@ class Estimate(NamedTuple):
     value: Any
     error: Any
 
-    def z(self, reference: Any) -> Any:
+    def z(self, reference: Numbers) -> Any:
         """(value - reference) / error."""
         return (self.value - reference) / self.error
 
 
-def mean_and_error(samples: Any, axis: int = 0) -> Estimate:
+def mean_and_error(samples: Numbers, axis: int = 0) -> Estimate:
     r"""Mean over `axis` of independent samples, and its standard error $\sqrt{s^2/n}$ with $s^2$ over n - 1.
 
     **Errors.** `ValueError` for fewer than two samples.
@@ -32,7 +32,7 @@ def mean_and_error(samples: Any, axis: int = 0) -> Estimate:
     return Estimate(samples.mean(axis), samples.std(axis, ddof=1) / np.sqrt(n))
 
 
-def jackknife(statistic: Callable[[np.ndarray], Any], samples: Any) -> Estimate:
+def jackknife(statistic: Callable[[np.ndarray], Any], samples: Numbers) -> Estimate:
     r"""`statistic` of all samples (n, ...), with the error of leaving each out in turn:
     $\sqrt{\frac{n-1}{n}\sum_i(\theta_i - \bar\theta)^2}$.
 
@@ -46,7 +46,7 @@ def jackknife(statistic: Callable[[np.ndarray], Any], samples: Any) -> Estimate:
     return Estimate(np.asarray(statistic(samples))[()], np.sqrt((n - 1) * left.var(0)))
 
 
-def straight_line(x: Any, y: Any, error: Any) -> tuple[Estimate, Estimate, float]:
+def straight_line(x: Numbers, y: Numbers, error: Any) -> tuple[Estimate, Estimate, float]:
     r"""Intercept and slope of $y = a + b x$ by weighted least squares, and $\chi^2$ of the fit.
 
     **Arguments.** `x`, `y` (n,) with n >= 2; `error` (n,): standard errors of y.
@@ -61,7 +61,7 @@ def straight_line(x: Any, y: Any, error: Any) -> tuple[Estimate, Estimate, float
     return Estimate(a, bars[0]), Estimate(b, bars[1]), misfit
 
 
-def power_law(x: Any, y: Any, error: Any = None) -> tuple[Estimate, Estimate]:
+def power_law(x: Numbers, y: Numbers, error: Any = None) -> tuple[Estimate, Estimate]:
     r"""Exponent and prefactor of $y = c\,x^p$ from positive points, by least squares of the logarithms.
 
     `error` (n,): standard errors of y, whose logarithms have errors error / y; without it all points weigh alike and

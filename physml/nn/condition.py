@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from physml.core import check
@@ -15,7 +16,7 @@ from physml.core.types import Key, Scalar
 
 
 def time_features(
-    t: Scalar, pairs: int = 8, *, low: Scalar = 1.0, high: Scalar = 100.0, dtype: Any = None
+    t: Scalar, pairs: int = 8, *, low: Scalar = 1.0, high: Scalar = 100.0, dtype: DTypeLike | None = None
 ) -> Float[Array, " size"]:
     r"""The time and its Fourier features at geometrically spaced frequencies.
 

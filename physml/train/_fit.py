@@ -29,8 +29,8 @@ _ADAM = optax.adam(1e-3)
 class Fit(NamedTuple):
     """What `fit` returns: the trained model, its average (`None` without `ema_decay`), the history."""
 
-    model: Any
-    ema: Any
+    model: PyTree
+    ema: PyTree
     history: History
 
 
@@ -64,7 +64,7 @@ class _Static(NamedTuple):
 def fit(
     loss: Callable,
     model: PyTree,
-    data: Any = None,
+    data: PyTree = None,
     *,
     key: Key,
     optimizer: optax.GradientTransformation = _ADAM,

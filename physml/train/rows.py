@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from physml.core import check
 from physml.core.noise import check_key
@@ -80,7 +80,7 @@ def _row_indices(n, batch_size, step, key, replace):
 
 
 def index_table(
-    data: Any, batch_size: int | None, *, start: Scalar, steps: int, key: Key, replace: bool
+    data: PyTree, batch_size: int | None, *, start: Scalar, steps: int, key: Key, replace: bool
 ) -> Array | None:
     """`row_indices` of `steps` steps from `start` on, (steps, batch_size); `None` where none are drawn.
 
@@ -93,7 +93,7 @@ def index_table(
     return jax.vmap(lambda k: _row_indices(n, batch_size, k, key, replace))(start + jnp.arange(steps, dtype=jnp.int32))
 
 
-def next_batch(data: Any, index: Array | None, *, batch_key: Key) -> Any:
+def next_batch(data: PyTree, index: Array | None, *, batch_key: Key) -> Any:
     """The batch for the three kinds of data: `None`, a sampler `data(key)`, or arrays (whole or `index`)."""
     if data is None:
         return None
@@ -102,7 +102,7 @@ def next_batch(data: Any, index: Array | None, *, batch_key: Key) -> Any:
     return data if index is None else jax.tree.map(lambda x: jnp.take(x, index, axis=0), data)
 
 
-def check_data(data: Any, batch_size: int | None) -> None:
+def check_data(data: PyTree, batch_size: int | None) -> None:
     """Raise `ValueError` when the leading axes of the data differ, or the batch size does not fit them."""
     if data is None or callable(data):
         if batch_size is not None:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from physml.core import check
 from physml.core.types import Key, Scalar
@@ -22,7 +22,7 @@ class State(NamedTuple):
     fixed and travels beside the state. `ema` is `None` when no average is kept.
     """
 
-    step: Any
+    step: Array
     params: PyTree
     opt_state: PyTree
     ema: PyTree

@@ -5,11 +5,11 @@ A `Sample` holds draws z of standard normal noise and their weights, so that $\l
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from physml.core.quadrature import gauss_hermite_grid
@@ -31,7 +31,7 @@ class AbstractAverage(eqx.Module):
     """How the noise of one site is averaged."""
 
     @abc.abstractmethod
-    def draw(self, shape: tuple[int, ...], key: Key | None, dtype: Any) -> Sample:
+    def draw(self, shape: tuple[int, ...], key: Key | None, dtype: DTypeLike) -> Sample:
         """Draws of noise of this shape."""
 
 

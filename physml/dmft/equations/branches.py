@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from physml.core import check
 from physml.core._fixed_point import Newton, fixed_point
@@ -43,7 +43,7 @@ class SolutionCurve(Checked):
     counted: ClassVar[str] = "iteration"
 
     params: Array
-    values: Any
+    values: PyTree
     turn: Array
     residual: Array
     status: Status
@@ -57,8 +57,8 @@ class Fold(Checked):
     counted: ClassVar[str] = "iteration"
 
     p: Array
-    value: Any
-    vector: Any
+    value: PyTree
+    vector: PyTree
     curvature: Array
     residual: Array
     status: Status
@@ -80,7 +80,7 @@ def _root(residual, y, tol, max_steps):
 def curve(
     model: Callable[[Any], AbstractModel],
     p: Scalar,
-    start: Any,
+    start: PyTree,
     *,
     step: float,
     steps: int,
@@ -152,7 +152,7 @@ def _curve(model, p, start, step, steps, toward, scale, tol):
 
 
 def fold(
-    model: Callable[[Any], AbstractModel], p: Scalar, start: Any, *, tol: float = 1e-10, max_steps: int = 50
+    model: Callable[[Any], AbstractModel], p: Scalar, start: PyTree, *, tol: float = 1e-10, max_steps: int = 50
 ) -> Fold:
     """The fold of `model(p)` next to parameter `p` and unknowns `start`, such as the point of a `SolutionCurve` where
     `turn` changes sign. Arrays that `model` captures may be differentiated: their effect on the fold, dp/dq = -u . f_q
@@ -192,7 +192,7 @@ def cusp(
     model: Callable[[Any, Any], AbstractModel],
     p: Scalar,
     q: Scalar,
-    start: Any,
+    start: PyTree,
     *,
     tol: float = 1e-10,
     max_steps: int = 50,
@@ -224,7 +224,7 @@ def _cusp(model, p, q, start, tol, max_steps):
     return Fold(p, restore(x), restore(v), curvature, out.residual, state, q)
 
 
-def leading_eigenvalue(model: AbstractModel, unknowns: Any) -> Array:
+def leading_eigenvalue(model: AbstractModel, unknowns: PyTree) -> Array:
     """The eigenvalue of df with the largest real part at a solution: below 1 on a stable branch, 1 at a fold."""
     return _leading(model, unknowns)
 

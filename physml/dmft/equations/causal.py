@@ -25,7 +25,7 @@ LENGTH = 250  # steps that are worth a segment's compile time
 
 def fill(
     row: Callable[[Any, PyTree, Array], PyTree],
-    args: Any,
+    args: PyTree,
     order: PyTree,
     steps: int,
     *,

@@ -42,12 +42,12 @@ class Solution(Checked):
 
     computation: ClassVar[str] = "dmft"
 
-    order: Any
+    order: PyTree
     residual: Array
     status: Status
     history: Iterates | None = None
     error: Any = None
-    unknowns: Any = None
+    unknowns: PyTree = None
 
 
 class AbstractModel(eqx.Module):
@@ -62,11 +62,11 @@ class AbstractModel(eqx.Module):
     precise: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def init(self) -> Any:
+    def init(self) -> PyTree:
         """Order parameters to start from: the unknowns that `update` maps onto themselves."""
 
     @abc.abstractmethod
-    def update(self, order: Any, noise: Any) -> Any:
+    def update(self, order: PyTree, noise: PyTree) -> PyTree:
         """The site averages in the field of `order`; `noise` is a `Sample`, or None where nothing is averaged."""
 
     def theory(self, *, key: Key | None = None) -> "Solution":
@@ -81,11 +81,11 @@ class AbstractModel(eqx.Module):
         """Shape of the noise of one site."""
         return ()
 
-    def finish(self, order: Any) -> Any:
+    def finish(self, order: PyTree) -> PyTree:
         """The order parameters reported, from the unknowns solved for."""
         return order
 
-    def verdict(self, order: Any) -> Array:
+    def verdict(self, order: PyTree) -> Array:
         """A `Code`: whether what `finish` reports is physical."""
         return jnp.asarray(Code.ok, jnp.int32)
 
@@ -94,14 +94,14 @@ class AbstractCausalModel(AbstractModel):
     """A model whose order parameters at time step k + 1 follow from those up to k."""
 
     @abc.abstractmethod
-    def row(self, order: Any, k: Array) -> Any:
+    def row(self, order: PyTree, k: Array) -> PyTree:
         """Row k + 1 of every array of `order` from the rows up to k; later rows may hold anything."""
 
-    def corner(self, order: Any, m: int) -> Any:
+    def corner(self, order: PyTree, m: int) -> PyTree:
         """What the first m rows read and write: all of `order`, unless a model whose `row` takes less says so."""
         return order
 
-    def update(self, order: Any, noise: Any = None) -> Any:
+    def update(self, order: PyTree, noise: PyTree = None) -> PyTree:
         """All rows at once, each from the rows before it as they stand in `order`."""
         steps = len(jax.tree.leaves(order)[0]) - 1
         rows = lax.map(lambda k: self.row(order, k), jnp.arange(steps, dtype=jnp.int32))
@@ -161,9 +161,9 @@ def solve(
     model: Any,
     *,
     scheme: Any = None,
-    noise: Any = None,
+    noise: PyTree = None,
     key: Key | None = None,
-    start: Any = None,
+    start: PyTree = None,
 ) -> Solution:
     r"""Solve a model's self-consistent equations.
 

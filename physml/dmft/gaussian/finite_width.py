@@ -11,12 +11,12 @@ linear and 5 for ReLU.
 """
 
 import functools
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from physml.core.types import Key, Scalar, is_traced
@@ -136,7 +136,7 @@ def excess_kurtosis(
     return jnp.asarray(3 * (pair - 1))
 
 
-def edgeworth_density(y: Any, variance: Scalar, excess_kurtosis: Scalar) -> Array:
+def edgeworth_density(y: ArrayLike, variance: Scalar, excess_kurtosis: Scalar) -> Array:
     r"""$p(y) = N(y; 0, \sigma^2)\,\bigl[1 + \tfrac{\kappa}{24} He_4(y/\sigma)\bigr]$, $He_4(u) = u^4 - 6u^2 + 3$.
 
     The density of one output to first order in its excess kurtosis $\kappa$, error $O(\kappa^2)$; `variance` is

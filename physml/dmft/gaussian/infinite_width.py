@@ -13,10 +13,9 @@ $$K_{l+1} = K_l + \tfrac tL B(K_l), \quad B = \sigma_w^2\langle\phi\phi\rangle +
 which is Euler's method for $\dot K = B(K)$: the limit of infinite depth is that differential equation.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from physml.core import check
@@ -26,7 +25,7 @@ from physml.dmft.gaussian.pairs import Activation, activation, check_kernel, of_
 from physml.integrate import rk4
 
 
-def check_variances(weight_var: Any, bias_var: Any) -> None:
+def check_variances(weight_var: Scalar, bias_var: Scalar) -> None:
     """Variances whose values are known are at least 0."""
     check.number(weight_var, "weight_var", least=0)
     check.number(bias_var, "bias_var", least=0)
@@ -42,7 +41,7 @@ def _prepare(Kx, depth, phi, weight_var, bias_var, nodes):
 
 
 def nngp(
-    Kx: Any,
+    Kx: ArrayLike,
     depth: int = 1,
     phi: Activation = "relu",
     weight_var: Scalar = 2.0,
@@ -67,7 +66,7 @@ def nngp(
 
 
 def ntk(
-    Kx: Any,
+    Kx: ArrayLike,
     depth: int = 1,
     phi: Activation = "relu",
     weight_var: Scalar = 2.0,
@@ -101,7 +100,7 @@ def _dense(Kx, weight_var, bias_var, *, depth, phi, nodes, tangent):
 
 
 def residual_nngp(
-    Kx: Any,
+    Kx: ArrayLike,
     depth: int | None = None,
     phi: Activation = "relu",
     weight_var: Scalar = 1.0,
@@ -127,7 +126,7 @@ def residual_nngp(
 
 
 def residual_ntk(
-    Kx: Any,
+    Kx: ArrayLike,
     depth: int | None = None,
     phi: Activation = "relu",
     weight_var: Scalar = 1.0,

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from physml.core.float64 import float64_program, in_float64
@@ -176,7 +177,7 @@ def pair_slope(K: Array, phi: Activation, *, nodes: int = 256) -> Array:
     return _mehler(jax.grad(activation(phi)), s, rho, nodes)
 
 
-def moment(g: Callable[..., Any], variance: Any, *, nodes: int = 4096, reach: float = 10.0) -> Array:
+def moment(g: Callable[..., Any], variance: ArrayLike, *, nodes: int = 4096, reach: float = 10.0) -> Array:
     r"""$\int Dz\,g(\sqrt q z)$ by the midpoint rule, which keeps its accuracy for steep g where Gauss-Hermite does not.
 
     Derivatives in q act on the density instead of on g, so they hold at kinks of g, to any order.

@@ -6,11 +6,11 @@ What differs is how $q_i = (1/n)\sum_j\ldots\phi_j^2$ scatters from neuron to ne
 """
 
 import abc
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from physml.core.types import Key
@@ -29,7 +29,7 @@ class AbstractWeights(eqx.Module):
     """An ensemble of n x n matrices with entries of variance 1/n."""
 
     @abc.abstractmethod
-    def draw(self, n: int, *, key: Key, dtype: Any = float) -> Float[Array, "n n"]:
+    def draw(self, n: int, *, key: Key, dtype: DTypeLike = float) -> Float[Array, "n n"]:
         """One matrix."""
 
     @abc.abstractmethod

@@ -46,7 +46,7 @@ class Green(eqx.Module):
     cutoff: float = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
-    def at(self, tau: Any) -> Array:
+    def at(self, tau: Scalar) -> Array:
         """G at any times in [0, beta], to the basis' tolerance."""
         return _at(self, tau)
 

@@ -6,12 +6,12 @@ average out.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from physml.core.types import Key, Scalar
@@ -42,7 +42,7 @@ class Descent(eqx.Module):
         return jnp.interp(t, self.t, self.train), jnp.interp(t, self.t, self.test)
 
 
-def propagator(steps: int, step_size: Scalar, decay: Scalar, dtype: Any) -> tuple[Array, Array]:
+def propagator(steps: int, step_size: Scalar, decay: Scalar, dtype: DTypeLike) -> tuple[Array, Array]:
     r"""$S_{ks} = \eta a^{k-1-s}$ for s < k, (n, n), and $a^k$ (n,), with $a = 1 - \lambda\eta$: weights without
     samples."""
     k = jnp.arange(steps + 1, dtype=jnp.int32)

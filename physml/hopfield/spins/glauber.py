@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from physml.core import check
 from physml.core.loops import march
@@ -36,19 +36,19 @@ class AbstractSpinEnergy(eqx.Module):
     """
 
     @abc.abstractmethod
-    def rows(self) -> Any:
+    def rows(self) -> PyTree:
         """What the field of a spin needs of the energy: a pytree with one row per spin."""
 
     @abc.abstractmethod
-    def summary(self, spins: Array) -> Any:
+    def summary(self, spins: Array) -> PyTree:
         """What a flip moves, from spins (N, R)."""
 
     @abc.abstractmethod
-    def field(self, summary: Any, row: Any, spin: Array) -> Array:
+    def field(self, summary: PyTree, row: PyTree, spin: Array) -> Array:
         """h_i (R,) of every replica, from the row of i and s_i (R,)."""
 
     @abc.abstractmethod
-    def moved(self, summary: Any, row: Any, change: Array) -> Any:
+    def moved(self, summary: PyTree, row: PyTree, change: Array) -> PyTree:
         """The summary after s_i has changed by `change` (R,)."""
 
     @abc.abstractmethod
@@ -155,7 +155,7 @@ class GlauberRun(eqx.Module):
     """The last `spins` (R, N), and what was observed after every `save_every`-th sweep, stacked on a leading axis."""
 
     spins: Array
-    observed: Any
+    observed: PyTree
 
 
 def glauber(

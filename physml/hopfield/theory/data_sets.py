@@ -51,7 +51,7 @@ class DataSetOrder(Checked):
     status: Status
 
 
-def entropy(quality: Any, count: Any, power: int = 1) -> Any:
+def entropy(quality: Scalar, count: Scalar, power: int = 1) -> Any:
     r"""$\rho_p = (1 - r^{2p})/(Mr^{2p})$; power 1 is $\rho$."""
     return (1 - quality ** (2 * power)) / (count * quality ** (2 * power))
 

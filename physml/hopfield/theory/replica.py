@@ -59,19 +59,19 @@ class Memory(eqx.Module):
     p: int = eqx.field(static=True)
     convention: str = eqx.field(static=True, default="distinct")
 
-    def noise(self, load: Any, q: Array, chi: Array) -> Array:
+    def noise(self, load: Array, q: Array, chi: Array) -> Array:
         """V."""
         if self.p == 2:
             return load * q / (1 - chi) ** 2
         return load * sum(g * q**k for k, g in noise_series(self.p, self.convention))
 
-    def gain(self, load: Any, q: Array, chi: Array) -> Array:
+    def gain(self, load: Array, q: Array, chi: Array) -> Array:
         """dV/dq at fixed chi: times kappa it is 1 where replica symmetry breaks."""
         if self.p == 2:
             return load / (1 - chi) ** 2
         return load * sum(g * k * q ** (k - 1) for k, g in noise_series(self.p, self.convention) if k)
 
-    def free_energy(self, load: Any, m: Array, chi: Array, temperature: Array, log: Array) -> Array:
+    def free_energy(self, load: Array, m: Array, chi: Array, temperature: Array, log: Array) -> Array:
         """Per spin; `log` is T <ln 2 cosh>."""
         p, t = self.p, temperature
         q = 1 - t * chi
@@ -84,12 +84,12 @@ class Memory(eqx.Module):
         )
         return signal - 0.5 * load * t * chi**2 * rest
 
-    def averages(self, x: tuple[Array, Array], load: Any, temperature: Array) -> Site:
+    def averages(self, x: tuple[Array, Array], load: Array, temperature: Array) -> Site:
         m, chi = x
         q = 1 - temperature * chi
         return site(m ** (self.p - 1), self.noise(load, q, chi), temperature)
 
-    def update(self, x: tuple[Array, Array], load: Any, temperature: Array) -> tuple[Array, Array]:
+    def update(self, x: tuple[Array, Array], load: Array, temperature: Array) -> tuple[Array, Array]:
         """The map whose fixed points (m, chi) are."""
         s = self.averages(x, load, temperature)
         return s.m, s.chi
@@ -138,7 +138,7 @@ class Memory(eqx.Module):
         s = site(jnp.ones_like(t), 1 / y**2, t)
         h, slope = s.m ** (p - 1), (p - 1) * s.m ** (p - 2)
         temperature, q, chi = h * t, 1 - t * s.chi, s.chi / h
-        load = (h / y) ** 2 / self.noise(1.0, q, chi)
+        load = (h / y) ** 2 / self.noise(jnp.ones_like(q), q, chi)
         gain = self.gain(load, q, chi)
         feedback = -temperature * gain + (2 * load * q / (1 - chi) ** 3 if p == 2 else 0.0)  # dV/dchi
         chi1, chi2 = s.chi1 / h**2, s.chi2 / h**3
@@ -243,7 +243,7 @@ class Phase(IntEnum):
     retrieval = 3
 
 
-def solve(memory: Memory, load: Any, temperature: Any, start: str) -> Order:
+def solve(memory: Memory, load: Scalar, temperature: Scalar, start: str) -> Order:
     """The branch `start` of a memory at one load and temperature."""
     check.choice(start, "start", ("retrieval", "glass"))
     # One compiled program for both branches.
@@ -284,7 +284,7 @@ def _coexistence(memory, given, value, limit):
     return memory.coexistence(given, value, limit)
 
 
-def check_state(load: Any, temperature: Any, name: str) -> None:
+def check_state(load: Scalar, temperature: Scalar, name: str) -> None:
     """Raise a `ValueError` unless known loads and temperatures are finite numbers, at least 0."""
     check.number(load, name, least=0)
     check.number(temperature, "temperature", least=0)

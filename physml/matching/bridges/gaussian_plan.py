@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from physml.core import check, float64_program
 from physml.core.program import program
@@ -71,7 +71,7 @@ class GaussianPlan(eqx.Module):
         return self.mean(x) + jnp.linalg.cholesky(self.epsilon * self.slope) @ z
 
     @program
-    def drift(self, t: Any, x: Array, args: Any = None) -> Array:
+    def drift(self, t: Scalar, x: Array, args: PyTree = None) -> Array:
         r"""$g = D^{-1} [(K - 1)(x - m_0) + m_1 - m_0]$, $D = 1 + t (K - 1)$, at one (t, x), t in [0, 1]."""
         pull = self.slope - jnp.eye(len(x), dtype=x.dtype)
         d = jnp.eye(len(x), dtype=x.dtype) + jnp.asarray(t, x.dtype) * pull

@@ -22,7 +22,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from physml.core import check
 from physml.core.program import program
@@ -69,7 +69,7 @@ class LightBridge(eqx.Module):
         return jnp.exp(law.log_weights) @ law.means
 
     @program
-    def drift(self, t: Any, x: Array, args: Any = None) -> Array:
+    def drift(self, t: Scalar, x: Array, args: PyTree = None) -> Array:
         r"""The drift of the bridge $dx = g\,dt + \sqrt\epsilon\,dW$ at one (t, x), t in [0, 1]."""
         t = jnp.asarray(t, x.dtype)
         s1 = jnp.expm1(self.log_s)

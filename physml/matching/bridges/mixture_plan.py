@@ -10,12 +10,10 @@ $U_t = U_i + \epsilon t$, $V_t = V_k + \epsilon(1 - t)$, $\Sigma = U_i + V_k + \
 mixtures.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from physml.core.check import number
 from physml.core.program import program
@@ -86,7 +84,7 @@ class MixturePlan(eqx.Module):
         return mixture_sample(self.conditional(x), 1, key=key)[0]
 
     @program
-    def drift(self, t: Any, x: Array, args: Any = None) -> Array:
+    def drift(self, t: Scalar, x: Array, args: PyTree = None) -> Array:
         r"""$\epsilon \nabla \ln (v * N(0, \epsilon(1 - t)))$ at one (t, x), t in [0, 1]."""
         log_w, u = self._posterior(t, x)
         return -self.epsilon * (jax.nn.softmax(log_w) @ u)

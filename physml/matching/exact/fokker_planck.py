@@ -15,7 +15,6 @@ through the Fokker-Planck equation (2023); Lai et al., FP-Diffusion (2023), for 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +22,12 @@ from jaxtyping import Array, PyTree
 
 from physml.core.derivative import divergence
 from physml.core.program import program
-from physml.core.types import Field
+from physml.core.types import Field, Scalar
 
 
 @program
 def potential_residual(
-    potential: Callable, velocity: Field, t: Any, x: Array, args: PyTree = None, *, probe: Array | None = None
+    potential: Callable, velocity: Field, t: Scalar, x: Array, args: PyTree = None, *, probe: Array | None = None
 ) -> Array:
     r"""$R(t, x)$, a scalar, for a potential `psi(t, x, args) -> scalar`; known up to a function of t alone.
 
@@ -43,7 +42,7 @@ def potential_residual(
 
 @program
 def score_residual(
-    velocity: Field, score: Field, t: Any, x: Array, args: PyTree = None, *, probe: Array | None = None
+    velocity: Field, score: Field, t: Scalar, x: Array, args: PyTree = None, *, probe: Array | None = None
 ) -> Array:
     r"""$\mathcal R(t, x)$, shaped like x, for a velocity and a score.
 

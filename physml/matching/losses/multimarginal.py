@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from physml.core.program import program
@@ -54,7 +55,9 @@ def simplex_match(field: Field, xs: Array, *, key: Key, args: PyTree = None, con
     return jnp.mean(jax.vmap(one, in_axes=(0, 1, 0))(weights, xs, args))
 
 
-def simplex_weights(laws: int, n: int, *, key: Key, concentration: Scalar = 1.0, dtype: Any = jnp.float32) -> Array:
+def simplex_weights(
+    laws: int, n: int, *, key: Key, concentration: Scalar = 1.0, dtype: DTypeLike = jnp.float32
+) -> Array:
     """Weights (n, laws) for training: four fifths Dirichlet, the rest uniform on random edges."""
     inside, first, second, place = jax.random.split(key, 4)
     a = jax.random.dirichlet(inside, jnp.full(laws, concentration, dtype), (n,), dtype)
@@ -84,7 +87,7 @@ class Curve(eqx.Module):
         if not (0 <= self.start < laws and 0 <= self.end < laws and self.start != self.end):
             raise ValueError(f"start and end must be different laws in 0..{laws - 1}; got {self.start}, {self.end}")
 
-    def clock(self, t: Any) -> Array:
+    def clock(self, t: Scalar) -> Array:
         """u(t), from 0 to 1."""
         rate = jnp.exp(self.log_rate)
         nodes = len(rate) - 1
@@ -102,7 +105,7 @@ class Curve(eqx.Module):
         return a / jnp.sum(a)
 
 
-def edge(laws: int, start: int, end: int, *, modes: int = 1, nodes: int = 2, dtype: Any = jnp.float32) -> Curve:
+def edge(laws: int, start: int, end: int, *, modes: int = 1, nodes: int = 2, dtype: DTypeLike = jnp.float32) -> Curve:
     """The straight edge of the simplex between two laws, at constant speed."""
     return Curve(jnp.zeros((modes, laws), dtype), jnp.zeros(nodes, dtype), start, end)
 
@@ -144,7 +147,7 @@ def learn_curve(
     nodes: int = 9,
     steps: int = 500,
     learning_rate: float = 0.02,
-    progress: bool | None = False,
+    progress: bool = False,
 ) -> Curve:
     r"""The curve from one vertex to another that lowers the energy of the transport, for known or learned $g_k$.
 

@@ -19,11 +19,10 @@ $KL(q_T | N(0, I)) + \tfrac12\int |s - \nabla\ln q_\tau|_R^2$: R and $\Omega$ sh
 A variational perspective on diffusion-based generative models (2021), for the bound.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from physml.core.types import Field, Key, Scalar
@@ -59,7 +58,7 @@ class ForwardProcess(eqx.Module):
         r"""$(R + \Omega)/2$, the matrix of the drift."""
         return 0.5 * (self.metric + self.swirl - self.swirl.T)
 
-    def kernel(self, tau: Any) -> tuple[Array, Array]:
+    def kernel(self, tau: Array) -> tuple[Array, Array]:
         r"""(A, Cholesky factor of $I - A A^\top$) of the law of $x_\tau$ given $x_1$."""
         # One exponential of twice the size gives A and the covariance, which I - A A^T would lose to rounding at
         # small tau.
@@ -101,7 +100,7 @@ class ForwardProcess(eqx.Module):
 
 
 def forward_process(
-    dim: int, *, duration: Scalar = 5.0, start: Scalar = 1e-3, key: Key | None = None, dtype: Any = None
+    dim: int, *, duration: Scalar = 5.0, start: Scalar = 1e-3, key: Key | None = None, dtype: DTypeLike | None = None
 ) -> ForwardProcess:
     """The variance-preserving process, R = I, to start learning from; with a key a small random swirl is added, since a
     swirl of zero is a saddle for data that look the same in a mirror."""

@@ -48,7 +48,7 @@ class Path(eqx.Module):
         """True when the source itself is the noise of the path."""
         return self.gamma is None
 
-    def coefficients(self, t: Any) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
+    def coefficients(self, t: Scalar) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
         """(alpha, beta, gamma) and their time derivatives at t."""
         t = jnp.asarray(t)
         t = t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
@@ -57,7 +57,7 @@ class Path(eqx.Module):
         values = lambda t: tuple(jnp.asarray(s(t), t.dtype) for s in schedules)
         return jax.jvp(values, (t,), (jnp.ones_like(t),))
 
-    def at(self, t: Any, x0: PyTree, x1: PyTree, z: PyTree) -> Record:
+    def at(self, t: Scalar, x0: PyTree, x1: PyTree, z: PyTree) -> Record:
         """The record of one sample; z is unused on a path without gamma."""
         (a, b, c), (da, db, dc) = self.coefficients(t)
         mix = lambda a, b, c: a * x0 + b * x1 + (0.0 if self.gamma is None else c * z)

@@ -19,6 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from physml.core.types import Field, Key, Scalar
@@ -42,7 +43,7 @@ class StudentNoise(eqx.Module):
         """True for D = infinity."""
         return isinstance(self.degrees, int | float) and math.isinf(self.degrees)
 
-    def sample(self, shape: tuple[int, ...], *, key: Key, dtype: Any = jnp.float32) -> Array:
+    def sample(self, shape: tuple[int, ...], *, key: Key, dtype: DTypeLike = jnp.float32) -> Array:
         """Noise (n, *event): one Student vector for each of the n samples."""
         normal_key, scale_key = jax.random.split(key)
         z = jax.random.normal(normal_key, shape, dtype)

@@ -43,7 +43,7 @@ class Preconditioned(eqx.Module):
         if isinstance(self.scale, int | float) and self.scale <= 0:
             raise ValueError(f"scale must be positive, got {self.scale}")
 
-    def coefficients(self, t: Any, x: Array | None = None) -> tuple[Array, Array, Array]:
+    def coefficients(self, t: Scalar, x: Array | None = None) -> tuple[Array, Array, Array]:
         """The factors (skip, out, in), for the noise seen from x if it is given."""
         (a, b, _), _ = self.path.coefficients(t)
         scale = jnp.asarray(self.scale, a.dtype)

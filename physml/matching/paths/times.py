@@ -6,13 +6,13 @@ $E_q[\ell(t)/q(t)] = E_u[\ell(t)]$, so `weight` = 1/q gives back the loss under 
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from physml.core.check import known, number
@@ -87,7 +87,7 @@ class _LogSnr(eqx.Module):
         return _invert(level, low + u * (high - low), self.start, self.stop)
 
 
-def draw_times(path: Path, n: int, times: Quantile | None = None, *, key: Key, dtype: Any) -> Array:
+def draw_times(path: Path, n: int, times: Quantile | None = None, *, key: Key, dtype: DTypeLike) -> Array:
     """n times of a law, spread evenly: one in each of its n-quantiles, up to a common shift around the circle.
 
     A law that reaches beyond the cuts of the path is conditioned on what lies between them. `times` None: uniform.

@@ -22,7 +22,7 @@ thermodynamics (2015), eqs. 9-14; Ho, Jain and Abbeel (2020), eqs. 5-7; Bao et a
 variances.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -56,13 +56,13 @@ class Chain(eqx.Module):
         """n, the number of steps."""
         return len(self.times) - 1
 
-    def forward(self, k: Any) -> tuple[Array, Array]:
+    def forward(self, k: Scalar) -> tuple[Array, Array]:
         """Factor and variance of q(x_k | x_{k+1})."""
         a, b = self._schedule()
         ratio = b[k] / b[k + 1]
         return ratio, a[k] ** 2 - (ratio * a[k + 1]) ** 2
 
-    def posterior(self, k: Any) -> tuple[Array, Array, Array]:
+    def posterior(self, k: Scalar) -> tuple[Array, Array, Array]:
         """(A, B, variance) of q(x_{k+1} | x_k, x_1), whose mean is A x_k + B x_1."""
         a, b = self._schedule()
         ratio, tau = self.forward(k)

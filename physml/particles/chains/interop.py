@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from physml.core.types import Key
@@ -21,7 +22,7 @@ class Blackjax(AbstractKernel):
     algorithm: Any
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: PyTree, rng_key: Any = None) -> Any:  # a key, or one for each chain
+    def init(self, position: PyTree, rng_key: Any = None) -> PyTree:  # a key, or one for each chain
         start = self.algorithm.init
         try:
             takes_key = len(inspect.signature(start).parameters) > 1
@@ -31,14 +32,14 @@ class Blackjax(AbstractKernel):
             return (jax.vmap(start, -1, -1) if self.lanes else start)(position)
         return (jax.vmap(start, (-1, -1), -1) if self.lanes else start)(position, rng_key)
 
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         # A chain's own key; `step` alone, which has no lane, keeps the key it is given, so that it is the algorithm's.
         if isinstance(lanes, int):
             return key
         fresh = lambda lane: jax.random.fold_in(key, lane)
         return jax.vmap(fresh)(lanes) if jnp.ndim(lanes) else fresh(lanes)
 
-    def move(self, state: Any, noise: PyTree) -> tuple[Any, Info]:
+    def move(self, state: PyTree, noise: PyTree) -> tuple[Any, Info]:
         step = jax.vmap(self.algorithm.step, (-1, -1), -1) if self.lanes else self.algorithm.step
         state, info = step(noise, state)
         dtype = jnp.result_type(jax.tree.leaves(state.position)[0])

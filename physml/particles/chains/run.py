@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check, noise
@@ -39,7 +40,7 @@ class Run(Checked):
     `status`: `diverged`, for each chain, with the step by which its position was no longer finite.
     """
 
-    state: Any
+    state: PyTree
     samples: PyTree
     info: Info
     stats: Any  # Stats | None
@@ -57,10 +58,10 @@ def run(
     observe: Callable[[PyTree], PyTree] | None = None,
     keep: bool = True,
     stats: bool = True,
-    lane: Any = 0,
-    first: Any = 0,
+    lane: ArrayLike = 0,
+    first: ArrayLike = 0,
     checkpoint: bool = False,
-    progress: bool | None = False,
+    progress: bool = False,
 ) -> Run:
     """Move one chain `steps` times and record every `save_every`-th position.
 
@@ -105,10 +106,10 @@ def run_chains(
     observe: Callable[[PyTree], PyTree] | None = None,
     keep: bool = True,
     stats: bool = True,
-    first_lane: Any = 0,
-    first: Any = 0,
+    first_lane: ArrayLike = 0,
+    first: ArrayLike = 0,
     checkpoint: bool = False,
-    progress: bool | None = False,
+    progress: bool = False,
 ) -> Run:
     """Move many independent chains with one key: x0s (chains, ...) to samples (saved, chains, ...).
 

@@ -185,7 +185,7 @@ class BregmanL1(AbstractNonsmooth):
         size = jnp.abs(x) if self.centre is None else jnp.abs(x - self.centre.astype(x.dtype))
         return self.weight.astype(x.dtype) * jnp.sum(size)
 
-    def prox(self, x: Array, smoothing: Any) -> Array:
+    def prox(self, x: Array, smoothing: Scalar) -> Array:
         y, amount = self.legendre.dual(x), jnp.asarray(smoothing * self.weight, x.dtype)
         if self.centre is None:
             return self.legendre.primal(y - amount)

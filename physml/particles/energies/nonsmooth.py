@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check
@@ -35,7 +36,7 @@ class AbstractNonsmooth(eqx.Module):
         """g(x)."""
 
     @abc.abstractmethod
-    def prox(self, x: PyTree, smoothing: Any) -> PyTree:
+    def prox(self, x: PyTree, smoothing: Scalar) -> PyTree:
         r"""$\mathrm{prox}_{\lambda g}(x)$ for $\lambda$ = `smoothing`."""
 
 
@@ -64,7 +65,7 @@ class L1(AbstractNonsmooth):
         size = total(jax.tree.map(jnp.abs, _from(x, self.centre)), 0)
         return self.weight.astype(size.dtype) * size
 
-    def prox(self, x: PyTree, smoothing: Any) -> PyTree:
+    def prox(self, x: PyTree, smoothing: Scalar) -> PyTree:
         shrink = lambda z: soft_threshold(z, jnp.asarray(smoothing * self.weight, z.dtype))
         return _onto(jax.tree.map(shrink, _from(x, self.centre)), self.centre)
 
@@ -81,7 +82,7 @@ class SquaredL2(AbstractNonsmooth):
         square = total(jax.tree.map(jnp.square, x), 0)
         return self.weight.astype(square.dtype) * square / 2
 
-    def prox(self, x: PyTree, smoothing: Any) -> PyTree:
+    def prox(self, x: PyTree, smoothing: Scalar) -> PyTree:
         return jax.tree.map(lambda leaf: leaf / (1 + jnp.asarray(smoothing * self.weight, leaf.dtype)), x)
 
 
@@ -100,7 +101,7 @@ class GroupL2(AbstractNonsmooth):
     def __call__(self, x: Array) -> Array:
         return self.weight.astype(x.dtype) * jnp.sum(_norm(x, self.axis))
 
-    def prox(self, x: Array, smoothing: Any) -> Array:
+    def prox(self, x: Array, smoothing: Scalar) -> Array:
         norm = _norm(x, self.axis)
         amount = jnp.asarray(smoothing * self.weight, x.dtype)
         return x * jnp.where(norm > amount, 1 - amount / jnp.where(norm > amount, norm, 1), 0)
@@ -118,7 +119,7 @@ class Box(AbstractNonsmooth):
     def __call__(self, x: Array) -> Array:
         return _indicator(jnp.all((x >= self.lower.astype(x.dtype)) & (x <= self.upper.astype(x.dtype))), x)
 
-    def prox(self, x: Array, smoothing: Any) -> Array:
+    def prox(self, x: Array, smoothing: Scalar) -> Array:
         return jnp.clip(x, self.lower.astype(x.dtype), self.upper.astype(x.dtype))
 
 
@@ -142,7 +143,7 @@ class Ball(AbstractNonsmooth):
         bound = self.radius.astype(x.dtype) * (1 + 8 * jnp.finfo(x.dtype).eps)
         return _indicator(_norm(_from(x, self.centre), None).reshape(()) <= bound, x)
 
-    def prox(self, x: Array, smoothing: Any) -> Array:
+    def prox(self, x: Array, smoothing: Scalar) -> Array:
         z, radius = _from(x, self.centre), self.radius.astype(x.dtype)
         norm = _norm(z, None)
         return _onto(z * jnp.where(norm > radius, radius / jnp.where(norm > radius, norm, 1), 1), self.centre)
@@ -169,7 +170,7 @@ class TotalVariation(AbstractNonsmooth):
         square = sum(d**2 for d in _differences(x))
         return self.weight.astype(x.dtype) * jnp.sum(_root(square))
 
-    def prox(self, x: Array, smoothing: Any) -> Array:
+    def prox(self, x: Array, smoothing: Scalar) -> Array:
         return _least_variation(x, jnp.asarray(smoothing, x.dtype) * self.weight.astype(x.dtype), self.iterations)
 
 
@@ -196,7 +197,7 @@ def _least_variation(x, amount, iterations):
     return jnp.where(still, x, x - amount * _adjoint(p))
 
 
-def ordered(lower: Any, upper: Any) -> tuple[Array, Array]:
+def ordered(lower: ArrayLike, upper: ArrayLike) -> tuple[Array, Array]:
     """Both edges of a box as arrays; a `ValueError` unless lower < upper, where they are known."""
     low, high = check.known(lower), check.known(upper)
     if low is not None and high is not None and not np.all(low < high):

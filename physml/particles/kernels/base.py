@@ -16,12 +16,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check, noise
 from physml.core.program import program
 from physml.core.tree import plus as plus, total as total
-from physml.core.types import Energy, Key, shape_of
+from physml.core.types import Energy, Key, Scalar, shape_of
 
 K = TypeVar("K", bound="AbstractKernel")
 
@@ -60,21 +61,21 @@ class AbstractKernel(eqx.Module):
     starts_with_key: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def init(self, position: PyTree, rng_key: Key | None = None) -> Any:
+    def init(self, position: PyTree, rng_key: Key | None = None) -> PyTree:
         """The state at a position. No kernel of ours needs a key for it; loops that give one may."""
 
     @abc.abstractmethod
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         """The noise of one move: entry j of lane c depends on (key, c, j) alone, lanes go last.
 
         `position`: of ONE chain, or its shapes and dtypes.
         """
 
     @abc.abstractmethod
-    def move(self, state: Any, noise: PyTree) -> tuple[Any, Info]:
+    def move(self, state: PyTree, noise: PyTree) -> tuple[Any, Info]:
         """The next state, and what is to be known about the move."""
 
-    def step(self, rng_key: Key, state: Any) -> tuple[Any, Info]:
+    def step(self, rng_key: Key, state: PyTree) -> tuple[Any, Info]:
         """One move of one chain with fresh noise; outside jit one program."""
         return _step(self, rng_key, state)
 
@@ -100,12 +101,12 @@ def over_lanes(kernel: K) -> K:
     return dataclasses.replace(kernel, lanes=1)
 
 
-def normals(key: Key, position: PyTree, lanes: Any) -> PyTree:
+def normals(key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
     """Standard normals like a position; stream 0 of a key."""
     return noise.normal(key, 0, position, lanes)
 
 
-def uniforms(key: Key, position: PyTree, lanes: Any) -> Array:
+def uniforms(key: Key, position: PyTree, lanes: ArrayLike) -> Array:
     """One uniform number for each lane, in the dtype of the position; stream 1 of a key."""
     dtype = jnp.result_type(jax.tree.leaves(position)[0])
     return noise.uniform(key, 1, jax.ShapeDtypeStruct((), dtype), lanes)
@@ -181,7 +182,7 @@ def check_position(position: PyTree) -> None:
 # ---- arithmetic on pytrees whose leaves end in lanes
 
 
-def scaled(factor: Any, tree: PyTree) -> PyTree:
+def scaled(factor: Scalar, tree: PyTree) -> PyTree:
     """factor * tree; the factor is one number, or one for each lane."""
 
     def one(leaf):
@@ -197,7 +198,7 @@ def choose(accept: Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(pick, new, old)
 
 
-def metropolis(log_ratio: Array, uniform: Array, new: Any, old: Any) -> tuple[Any, Info]:
+def metropolis(log_ratio: Array, uniform: Array, new: PyTree, old: PyTree) -> tuple[Any, Info]:
     """Accept `new` with probability min(1, e^log_ratio); a ratio that is not a number rejects."""
     log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
     accept = jnp.log(uniform) < log_ratio

@@ -8,12 +8,13 @@ $\lambda h = 1$ the consensus point performs a stochastic gradient descent on th
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
 
 from physml.core import check
 from physml.core.noise import normal, uniform
@@ -61,12 +62,12 @@ class Consensus(AbstractKernel):
             raise ValueError(f"energy must return a scalar for each particle, got shape {energies.shape[1:]}")
         return Swarm(x, x, energies, consensus_point(x, energies, self.alpha))
 
-    def draw(self, key: Key, position: Any, lanes: Any) -> Any:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         n, dtype = position.shape[0], position.dtype
         order = None if self.batch is None else uniform(key, 1, jax.ShapeDtypeStruct((n,), dtype), lanes)
         return normal(key, 0, position, lanes), order
 
-    def move(self, state: Swarm, noise: Any) -> tuple[Swarm, Info]:
+    def move(self, state: Swarm, noise: PyTree) -> tuple[Swarm, Info]:
         new = (jax.vmap(self._move, -1, -1) if self.lanes else self._move)(state, noise)
         x = new.position
         return new, Info(jnp.ones(x.shape[x.ndim - self.lanes :], x.dtype))

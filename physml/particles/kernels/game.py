@@ -18,7 +18,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
 
 from physml.core import check
 from physml.core.noise import normal, uniform
@@ -86,7 +87,7 @@ class Play(NamedTuple):
     """The players now, and the points and weights of the measures a kernel remembers."""
 
     position: Players
-    memory: Any
+    memory: PyTree
     step: Array
 
 
@@ -124,10 +125,10 @@ class DescentAscent(AbstractPlay):
     ratio: Array
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Any, rng_key: Key | None = None) -> Play:
+    def init(self, position: PyTree, rng_key: Key | None = None) -> Play:
         return Play(_begin(position), None, jnp.zeros((), jnp.int32))
 
-    def draw(self, key: Key, position: Any, lanes: Any) -> Players:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> Players:
         return self._noise(key, position, lanes)
 
     def move(self, state: Play, noise: Players) -> tuple[Play, Info]:
@@ -160,16 +161,16 @@ class AveragedGradient(AbstractPlay):
     slots: int = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Any, rng_key: Key | None = None) -> Play:
+    def init(self, position: PyTree, rng_key: Key | None = None) -> Play:
         at = _begin(position)
         copies = jax.tree.map(lambda z: jnp.broadcast_to(z[None], (self.slots, *z.shape)), at)
         return Play(at, (copies, jnp.zeros((), at.x.dtype)), jnp.zeros((), jnp.int32))
 
-    def draw(self, key: Key, position: Any, lanes: Any) -> Any:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         slots = jax.ShapeDtypeStruct((self.slots,), jnp.result_type(position[0]))
         return self._noise(key, position, lanes), uniform(key, 1, slots, lanes)
 
-    def move(self, state: Play, noise: Any) -> tuple[Play, Info]:
+    def move(self, state: Play, noise: PyTree) -> tuple[Play, Info]:
         (xi, chance), (past, total) = noise, state.memory
         at = state.position
         weight = (state.step + 1).astype(total.dtype) ** self.power
@@ -207,17 +208,17 @@ class AnchoredBestResponse(AbstractPlay):
     inner: int = eqx.field(static=True)
     lanes: int = eqx.field(static=True, default=0)
 
-    def init(self, position: Any, rng_key: Key | None = None) -> Play:
+    def init(self, position: PyTree, rng_key: Key | None = None) -> Play:
         at = _begin(position)
         return Play(at, at, jnp.zeros((), jnp.int32))
 
-    def draw(self, key: Key, position: Any, lanes: Any) -> Any:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         at = Players(*position)
         ahead = jax.tree.map(lambda z: jax.ShapeDtypeStruct((self.inner, *z.shape), z.dtype), at)
         each = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape[:1], z.dtype), at)
         return normal(key, 0, ahead, lanes), uniform(key, 1, each, lanes)
 
-    def move(self, state: Play, noise: Any) -> tuple[Play, Info]:
+    def move(self, state: Play, noise: PyTree) -> tuple[Play, Info]:
         xis, chance = noise
         anchor = state.position
         mu, nu = Particles(anchor.x), Particles(anchor.y)

@@ -1,11 +1,12 @@
 r"""Hamiltonian Monte Carlo: a trajectory of $H = E(x) + |p|^2/2$ with fresh momenta, accepted as a whole or not."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check, noise as streams
@@ -48,7 +49,7 @@ class Hmc(AbstractKernel):
         check_start(value)
         return Evaluated(position, value, grad)
 
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         dtype = jnp.result_type(jax.tree.leaves(position)[0])
         return normals(key, position, lanes), streams.uniform(key, 1, jax.ShapeDtypeStruct((2,), dtype), lanes)
 

@@ -5,11 +5,12 @@ stationary law is the same. It is that of $y = L^{-1} x$; an L with $L L^T$ near
 directions alike.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check
@@ -50,7 +51,7 @@ class Overdamped(AbstractKernel):
         check_start(value_and_gradient(self.energy, position, self.lanes)[0])
         return Position(position)
 
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         return normals(key, position, lanes)
 
     def move(self, state: Position, noise: PyTree) -> tuple[Position, Info]:
@@ -78,7 +79,7 @@ class Mala(AbstractKernel):
         check_start(value)
         return Evaluated(position, value, grad)
 
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         return normals(key, position, lanes), uniforms(key, position, lanes)
 
     def move(self, state: Evaluated, noise: PyTree) -> tuple[Evaluated, Info]:

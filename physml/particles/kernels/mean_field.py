@@ -14,7 +14,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
 
 from physml.core import check
 from physml.core.types import Key, Scalar
@@ -114,7 +115,7 @@ class Interacting(AbstractKernel):
         check_position(position)
         return Position(position)
 
-    def draw(self, key: Key, position: Any, lanes: Any) -> tuple:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> tuple:
         fresh = lambda lane: jax.random.fold_in(jax.random.fold_in(key, 1), lane)
         keys = jax.vmap(fresh, out_axes=-1)(lanes) if jnp.ndim(lanes) else fresh(lanes)
         return _normals(key, position, lanes), keys

@@ -21,6 +21,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check, noise as streams
@@ -126,7 +127,7 @@ class StochasticGradient(AbstractKernel):
             return Position(position)
         return Moving(position, jax.tree.map(jnp.zeros_like, position) if momentum is None else momentum)
 
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         count = max(1, self.scheme.count("O"))
         if not self.shuffle:
             return normals(key, (position,) * count, lanes), draw_batch(key, self.energy, lanes)
@@ -136,7 +137,7 @@ class StochasticGradient(AbstractKernel):
         order = jnp.argsort(u, axis=0).astype(jnp.int32)
         return normals(key, stacked, lanes), order.reshape(steps, self.energy.batch_size, *u.shape[1:])
 
-    def move(self, state: Any, noise: PyTree) -> tuple[Any, Info]:
+    def move(self, state: PyTree, noise: PyTree) -> tuple[Any, Info]:
         if self.shuffle:
             state, _ = lax.scan(lambda state, noise: (self._step(state, *noise), None), state, noise)
         else:
@@ -168,7 +169,7 @@ class StochasticGradient(AbstractKernel):
         return batch_gradient(self.energy, x, batch, self.lanes)
 
 
-def draw_batch(key: Key, energy: MinibatchEnergy, lanes: Any) -> Array:
+def draw_batch(key: Key, energy: MinibatchEnergy, lanes: ArrayLike) -> Array:
     """Indices (n,), with replacement; stream 1 of a key."""
     u = streams.uniform(key, 1, jax.ShapeDtypeStruct((energy.batch_size,), jnp.float32), lanes)
     return jnp.minimum((u * energy.size).astype(jnp.int32), energy.size - 1)

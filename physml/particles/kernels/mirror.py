@@ -14,11 +14,12 @@ that no step is lost.
 Lau and Liu, Bregman proximal Langevin Monte Carlo via Bregman-Moreau envelopes (2022).
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check
@@ -74,7 +75,7 @@ class Mirror(AbstractKernel):
             check_energy(self.nonsmooth, position, self.lanes)
         return Mirrored(position, dual)
 
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         return normals(key, position, lanes)
 
     def move(self, state: Mirrored, noise: Array) -> tuple[Mirrored, Info]:
@@ -92,11 +93,11 @@ class Mirror(AbstractKernel):
 
     def _force(self, x, bend):
         force = jnp.zeros_like(x) if self.energy is None else gradient(self.energy, x, self.lanes)
-        g = self.nonsmooth
-        if g is None or self.smoothing is None:
+        g, smoothing = self.nonsmooth, self.smoothing
+        if g is None or smoothing is None:
             return force
-        near = self._map(lambda x: g.prox(x, self.smoothing), x)
-        return force + bend * scaled(1 / self.smoothing, x - near)
+        near = self._map(lambda x: g.prox(x, smoothing), x)
+        return force + bend * scaled(1 / smoothing, x - near)
 
     def _dual_energy(self, y):
         x = self.legendre.primal(y)

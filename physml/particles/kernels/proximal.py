@@ -10,11 +10,12 @@ r"""Proximal Langevin kernels for $e^{-(f + g)/T}$, f smooth and g known by its 
 `proximal-gradient` never leaves the domain of g, and puts mass on the kinks (an L1 energy gives exact zeros).
 """
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check
@@ -65,7 +66,7 @@ class Proximal(AbstractKernel):
         _check_parts(self.smooth, self.nonsmooth, position, self.lanes)
         return Position(position)
 
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         return normals(key, position, lanes)
 
     def move(self, state: Position, noise: PyTree) -> tuple[Position, Info]:
@@ -97,7 +98,7 @@ class ProximalMala(AbstractKernel):
         check_start(value)
         return Drifting(position, value, _drift(self, position))
 
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         return normals(key, position, lanes), uniforms(key, position, lanes)
 
     def move(self, state: Drifting, noise: PyTree) -> tuple[Drifting, Info]:

@@ -1,10 +1,11 @@
 """Blocks of parameters that feel each other only on average: structured stochastic gradients."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check, noise as streams
@@ -47,7 +48,7 @@ class Structured(AbstractKernel):
         past = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (self.memory, *x.shape)), position)
         return Remembering(position, past, jnp.zeros_like(accepted(position, self.lanes).acceptance))
 
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         u = streams.uniform(key, 2, jax.ShapeDtypeStruct((self.blocks + 1,), jnp.float32), lanes)
         slot = jnp.minimum((u[-1] * self.memory).astype(jnp.int32), self.memory - 1)
         if self.keep is not None:

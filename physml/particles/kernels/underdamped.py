@@ -10,11 +10,12 @@ A moves $x$ with $p$, B kicks $p$ with the force, O is the exact Ornstein-Uhlenb
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check
@@ -65,7 +66,7 @@ class Underdamped(AbstractKernel):
         rest = jax.tree.map(jnp.zeros_like, position) if momentum is None else momentum
         return PhasePoint(position, rest, grad)
 
-    def draw(self, key: Key, position: PyTree, lanes: Any) -> PyTree:
+    def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         return normals(key, (position,) * (1 if self.scheme == "BAOAB" else 2), lanes)
 
     def move(self, state: PhasePoint, noise: PyTree) -> tuple[PhasePoint, Info]:

@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from physml.core import check
 from physml.core.derivative import divergence
@@ -61,7 +61,7 @@ class _Velocity(eqx.Module):
 
 
 def entropy_production(
-    drift: Field, score: Field, diffusion: Scalar, x: Array, *, t: Scalar = 0.0, args: Any = None
+    drift: Field, score: Field, diffusion: Scalar, x: Array, *, t: Scalar = 0.0, args: PyTree = None
 ) -> EntropyProduction:
     r"""$E[v^T D^{-1} v]$ with $v = b - D s$, and its parts, over samples x (n, ...) of the law at time t.
 
@@ -89,7 +89,7 @@ def _production(drift, score, diffusion, x, t, args):
 
 
 def implicit_loss(
-    score: Field, diffusion: Scalar, x: Array, *, key: Key | None = None, t: Scalar = 0.0, args: Any = None
+    score: Field, diffusion: Scalar, x: Array, *, key: Key | None = None, t: Scalar = 0.0, args: PyTree = None
 ) -> Array:
     r"""$E\bigl[\tfrac12 s^T D s + \nabla\cdot(D s)\bigr]$, whose least value is at the score.
 
@@ -119,7 +119,9 @@ def _implicit(score, diffusion, x, key, t, args):
     return jnp.mean(jax.vmap(one)(x, jax.random.rademacher(key, x.shape, x.dtype)))
 
 
-def work_rate(drift: Field, diffusion: Scalar, x: Array, *, t: Scalar = 0.0, args: Any = None) -> tuple[Array, Array]:
+def work_rate(
+    drift: Field, diffusion: Scalar, x: Array, *, t: Scalar = 0.0, args: PyTree = None
+) -> tuple[Array, Array]:
     r"""$\langle b^T D^{-1} \circ \dot x\rangle = E[b^T D^{-1} b + \nabla\cdot b]$, the medium's part without the score.
 
     The work of the drift along the path in Stratonovich's sense, over the temperature; in a stationary state it is all
