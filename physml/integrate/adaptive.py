@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from physml.core import noise
 from physml.core._status import Code

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from physml.core.types import Numbers
+
 
 class Estimate(NamedTuple):
     """A `value` and its standard `error`: numbers, or arrays of one shape."""

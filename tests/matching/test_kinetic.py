@@ -86,7 +86,7 @@ def test_gradient_of_the_minimum_in_the_data():
 def test_errors():
     with pytest.raises(ValueError, match="angles"):
         _finite(jnp.ones((3, 2)), angles=2)
-    with pytest.raises(ValueError, match="samples even"):
+    with pytest.raises(ValueError, match="samples must be"):
         _finite(jnp.ones((3, 2)), samples=3)
     with pytest.raises(ValueError, match="gamma"):
         _finite(jnp.ones((3, 2)), angles=3, samples=2).energy(matching.brownian_bridge(1.0))

@@ -26,6 +26,7 @@ from physml.core import check
 from physml.core._status import Checked, Code, Status, status
 from physml.core.float64 import float64_program
 from physml.core.roots import bisect, descend, newton
+from physml.core.types import Scalar
 from physml.hopfield.theory.site import COLDEST, Site, site
 
 Convention = Literal["distinct", "raw"]

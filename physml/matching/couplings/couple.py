@@ -15,9 +15,9 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core._fixed_point import largest
 from physml.core._status import Checked, Code, Status, status
-from physml.core.check import count, number, within
 from physml.core.program import program
 from physml.core.types import Key, Scalar
 from physml.matching._checks import check_batch
@@ -193,12 +193,12 @@ def sinkhorn(cost: Array, epsilon: Scalar, *, tol: Scalar | None = None, max_ste
     more steps for smaller epsilon / max C. **See** Cuturi (2013); Schmitzer, Stabilized sparse scaling algorithms
     (2019), section 3.1; Peyre and Cuturi (2019), section 4.4.
     """
-    epsilon = number(epsilon, "epsilon", above=0)
+    epsilon = check.number(epsilon, "epsilon", above=0)
     cost = jnp.asarray(cost)
     if cost.ndim != 2 or 0 in cost.shape:
         raise ValueError(f"cost must be a matrix (n, m), got shape {cost.shape}")
-    max_steps = count(max_steps, "max_steps")
-    limit = None if tol is None else number(tol, "tol", above=0)
+    max_steps = check.count(max_steps, "max_steps")
+    limit = None if tol is None else check.number(tol, "tol", above=0)
     return _sinkhorn(cost, epsilon, limit, max_steps)
 
 
@@ -248,6 +248,10 @@ class Entropic(eqx.Module):
     max_steps: int = eqx.field(static=True, default=2000)
     condition_weight: Scalar | None = None
 
+    def __check_init__(self):
+        check.within(self.epsilon, "epsilon", above=0)
+        check.count(self.max_steps, "max_steps")
+
     def pair(self, x0: Array, x1: Array, *, key: Key, condition: PyTree = None) -> Pairs:
         """Row i with a row drawn from the plan, for all i in order."""
         n = check_batch(x0, x1, condition)
@@ -270,7 +274,7 @@ def _cost(x0: Array, x1: Array, condition: PyTree, weight: Scalar | None) -> Arr
         raise ValueError(
             f"condition_weight={weight} needs a condition: give match or couple the condition of x1 as args"
         )
-    within(weight, "condition_weight", least=0, finite=False)
+    check.within(weight, "condition_weight", least=0, finite=False)
     differ = sum(_mismatch(leaf, cost.dtype) for leaf in leaves)
     # 0 inf is not a number: pairs of one condition cost nothing at any weight.
     return cost + jnp.where(differ > 0, jnp.asarray(weight, cost.dtype) * differ, 0.0)

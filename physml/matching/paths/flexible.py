@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core.types import Field, Key, Scalar
 from physml.integrate import Dynamics, Matrix, ensemble
 
@@ -104,8 +105,7 @@ def forward_process(
 ) -> ForwardProcess:
     """The variance-preserving process, R = I, to start learning from; with a key a small random swirl is added, since a
     swirl of zero is a saddle for data that look the same in a mirror."""
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, got {dim}")
+    check.count(dim, "dim")
     dtype = jnp.result_type(float) if dtype is None else dtype
     swirl = jnp.zeros((dim, dim), dtype) if key is None else 0.1 * jax.random.normal(key, (dim, dim), dtype)
     return ForwardProcess(jnp.eye(dim, dtype=dtype), swirl, duration, start)

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core.quadrature import gauss_legendre
 from physml.core.types import Field, Key
 from physml.matching.paths.path import Path, trigonometric
@@ -128,8 +129,9 @@ def kinetic_metric(denoiser: Field, x1: Array, *, key: Key, angles: int = 65, sa
     $1/\sqrt{d \cdot samples}$. **Returns** a `KineticMetric`.
     **Cost** angles x samples evaluations. **Errors** `ValueError` for fewer than 3 angles or an odd number of samples.
     """
-    if angles < 3 or samples < 2 or samples % 2:
-        raise ValueError(f"angles must be at least 3 and samples even and positive; got {angles} and {samples}")
+    check.count(angles, "angles", least=3)
+    if check.count(samples, "samples", least=2) % 2:
+        raise ValueError(f"samples must be even, got {samples}")
     x1 = jnp.asarray(x1)
     dtype = x1.dtype
     scale = jnp.sqrt(jnp.mean(x1 * x1))

@@ -22,6 +22,7 @@ from jax.scipy.special import gammaln
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core.types import Field, Key, Scalar
 from physml.matching.paths.path import Path
 
@@ -35,8 +36,7 @@ class StudentNoise(eqx.Module):
     degrees: Scalar
 
     def __check_init__(self):
-        if isinstance(self.degrees, int | float) and not self.degrees > 0:
-            raise ValueError(f"degrees must be positive (math.inf for Gaussian noise), got {self.degrees}")
+        check.within(self.degrees, "degrees", above=0, finite=False)  # math.inf is Gaussian noise
 
     @property
     def gaussian(self) -> bool:

@@ -19,6 +19,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core.types import Field, Scalar
 from physml.matching.paths.path import Path
 
@@ -40,8 +41,8 @@ class Preconditioned(eqx.Module):
     def __check_init__(self):
         if not self.path.one_sided:
             raise ValueError("preconditioning needs a one-sided path (no gamma)")
-        if isinstance(self.scale, int | float) and self.scale <= 0:
-            raise ValueError(f"scale must be positive, got {self.scale}")
+        check.within(self.scale, "scale", above=0)
+        check.within(self.degrees, "degrees", above=0, finite=False)
 
     def coefficients(self, t: Scalar, x: Array | None = None) -> tuple[Array, Array, Array]:
         """The factors (skip, out, in), for the noise seen from x if it is given."""
