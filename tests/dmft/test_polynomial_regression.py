@@ -93,7 +93,7 @@ def test_mistakes_and_divergence():
         pr.train(task, 1.0, 0.2, steps=10, save_every=3)
     with pytest.raises(ValueError, match="step_size"):
         pr.train(task, 1.0, 0.2, steps=10, step_size=-1.0)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="dim must be"):
         pr.problem(0, 4, 5, key=jax.random.key(0))
     with pytest.raises(Failure, match="diverged"):
         pr.train(task, 0.5, 1.0, steps=200, step_size=20.0, save_every=10).check()

@@ -112,7 +112,7 @@ def test_dropout_and_options(inputs, key):
      {"static": ("projection",), "pattern_dim": 3}],
 )  # fmt: skip
 def test_errors(options, key):
-    with pytest.raises(ValueError, match=r"expected|multiple|cannot|agree"):
+    with pytest.raises(ValueError, match=r"expected|multiple|cannot|agree|must be"):
         Hopfield(**({"d_model": D, "heads": H, "key": key} | options))
     with pytest.raises(ValueError, match="quantity"):
         HopfieldPooling(D, quantity=0, key=key)

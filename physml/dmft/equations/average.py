@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core.quadrature import gauss_hermite_grid
 from physml.core.types import Key
 
@@ -41,8 +42,7 @@ class Quadrature(AbstractAverage):
     nodes: int = eqx.field(static=True, default=64)
 
     def __check_init__(self):
-        if self.nodes < 1:
-            raise ValueError(f"nodes must be at least 1, got {self.nodes}")
+        check.count(self.nodes, "nodes")
 
     def draw(self, shape, key, dtype):
         size = 1 if shape == () else shape[0]
@@ -68,10 +68,9 @@ class MonteCarlo(AbstractAverage):
     matched: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
-        if self.batches < 2 or self.samples < 2 * self.batches or self.samples % self.batches:
-            raise ValueError(
-                f"samples must be a multiple of batches >= 2, at least two in each; got {self.samples}, {self.batches}"
-            )
+        check.count(self.batches, "batches", least=2)
+        if check.count(self.samples, "samples", least=2 * self.batches) % self.batches:
+            raise ValueError(f"samples must be a multiple of batches; got {self.samples}, {self.batches}")
 
     def draw(self, shape, key, dtype):
         if key is None:

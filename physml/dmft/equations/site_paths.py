@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core._status import Code
 from physml.core.quadrature import trapezoid_matrix
 from physml.core.types import Scalar
@@ -35,9 +36,11 @@ class Paths(eqx.Module):
 
 def grid_steps(t_max: float, dt: float) -> int:
     """Number of steps of a grid that dt divides."""
-    steps = max(1, round(t_max / dt)) if dt > 0 else 0
-    if steps == 0 or t_max <= 0 or abs(t_max / dt - steps) > 1e-6 * steps:
-        raise ValueError(f"dt must be positive and divide t_max, got dt={dt}, t_max={t_max}")
+    check.within(dt, "dt", above=0)
+    check.within(t_max, "t_max", above=0)
+    steps = max(1, round(t_max / dt))
+    if abs(t_max / dt - steps) > 1e-6 * steps:
+        raise ValueError(f"dt must divide t_max, got dt={dt}, t_max={t_max}")
     return steps
 
 

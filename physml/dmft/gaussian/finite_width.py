@@ -19,6 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from physml.core import check
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.gaussian.infinite_width import check_variances
 from physml.dmft.gaussian.pairs import Activation, activation, moment, of_activation
@@ -68,8 +69,7 @@ def quartic(
     """
     activation(phi)
     check_variances(weight_var, bias_var)
-    if width < 1 or depth < 1:
-        raise ValueError(f"width and depth must be at least 1, got {width} and {depth}")
+    width, depth = check.count(width, "width"), check.count(depth, "depth")
     scatter = (GaussianWeights() if weights is None else weights).scatter(width)
     noise = (1 / width, scatter.neuron, 1 / scatter.shared, float(scatter.spherical))
     return _quartic(variance, weight_var, bias_var, noise, depth=depth, phi=phi)
@@ -124,8 +124,7 @@ def excess_kurtosis(
     weights = GaussianWeights() if weights is None else weights
     if isinstance(weights, OrthogonalWeights | BlockSparseWeights):
         raise ValueError(f"no closed form for {type(weights).__name__} weights; see quartic")
-    if width < 1 or depth < 1:
-        raise ValueError(f"width and depth must be at least 1, got {width} and {depth}")
+    width, depth = check.count(width, "width"), check.count(depth, "depth")
     c = 2.0 if phi == "linear" else 5.0
     scatter = weights.scatter(width)
     single = pair = 1.0
@@ -211,8 +210,7 @@ def sample_network(
     """
     activation(phi)
     check_variances(weight_var, bias_var)
-    if width < 1 or depth < 1 or readouts < 1:
-        raise ValueError(f"width, depth and readouts must be at least 1, got {width}, {depth} and {readouts}")
+    width, depth, readouts = check.count(width, "width"), check.count(depth, "depth"), check.count(readouts, "readouts")
     weights = GaussianWeights() if weights is None else weights
     options = {"width": width, "depth": depth, "phi": phi, "weights": weights, "residual": residual}
     biased = is_traced(bias_var) or float(bias_var) > 0

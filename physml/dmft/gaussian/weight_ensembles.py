@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from physml.core import check
 from physml.core.types import Key
 
 
@@ -69,8 +70,7 @@ class LowRankWeights(AbstractWeights):
     rank: int = eqx.field(static=True)
 
     def __check_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        check.count(self.rank, "rank")
 
     def draw(self, n, *, key, dtype=float):
         a, b = jax.random.split(key)
@@ -91,8 +91,7 @@ class BlockSparseWeights(AbstractWeights):
     blocks: int = eqx.field(static=True)
 
     def __check_init__(self):
-        if self.blocks < 1:
-            raise ValueError(f"blocks must be at least 1, got {self.blocks}")
+        check.count(self.blocks, "blocks")
 
     def draw(self, n, *, key, dtype=float):
         if n % self.blocks:
@@ -113,8 +112,7 @@ class DilutedWeights(AbstractWeights):
     fan_in: int = eqx.field(static=True)
 
     def __check_init__(self):
-        if self.fan_in < 1:
-            raise ValueError(f"fan_in must be at least 1, got {self.fan_in}")
+        check.count(self.fan_in, "fan_in")
 
     def draw(self, n, *, key, dtype=float):
         if n < self.fan_in:

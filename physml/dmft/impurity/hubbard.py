@@ -100,8 +100,8 @@ class BetheHubbard(AbstractModel):
         check.within(self.D, "D", least=0)
         check.within(self.beta, "beta", above=0)
         check.choice(self.start, "start", ("metal", "insulator"))
-        if min(self.frequencies, self.times - 1) < 1:
-            raise ValueError(f"frequencies must be >= 1 and times >= 2, got {self.frequencies} and {self.times}")
+        check.count(self.frequencies, "frequencies")
+        check.count(self.times, "times", least=2)
         beta, D, U = (check.known(v) for v in (self.beta, self.D, self.U))
         if beta is not None and D is not None and U is not None:
             reach = float(np.max(beta * (4 * D + U)))

@@ -67,8 +67,9 @@ class RealBetheHubbard(AbstractModel):
 
     def __check_init__(self):
         check.choice(self.start, "start", ("metal", "insulator"))
-        if self.points < 3 or self.points % 2 == 0 or self.reach <= 0:
-            raise ValueError(f"points must be odd, at least 3, and reach > 0; got {self.points} and {self.reach}")
+        if check.count(self.points, "points", least=3) % 2 == 0:
+            raise ValueError(f"points must be odd, got {self.points}")
+        check.within(self.reach, "reach", above=0)
         check.within(self.broadening, "broadening", least=0)
 
     @property

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from physml.core import check
 from physml.core.quadrature import gauss_legendre_panels
 
 
@@ -69,8 +70,8 @@ def lehmann(cutoff: float, eps: float = 1e-13) -> Lehmann:
     r"""The basis for $\Lambda = \beta\epsilon_{max}$ = `cutoff` > 0, to the relative tolerance `eps`."""
     from scipy.linalg import qr
 
-    if not (cutoff > 1 and 1e-15 < eps < 1e-2):
-        raise ValueError(f"cutoff must exceed 1 and eps lie in (1e-15, 1e-2), got {cutoff} and {eps}")
+    check.within(cutoff, "cutoff", above=1)
+    check.within(eps, "eps", above=1e-15, below=1e-2)
     doublings = int(np.ceil(np.log2(cutoff)))
     dyadic = np.concatenate([[0.0], 2.0 ** np.arange(-doublings, 1)])
     fine_y = np.concatenate([[0.0], _panels(cutoff * dyadic), [cutoff]])

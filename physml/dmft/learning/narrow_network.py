@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._status import Code, status
 from physml.core.types import Key, Scalar
 from physml.dmft.equations.average import MonteCarlo
@@ -101,15 +102,13 @@ class NarrowNetwork(AbstractModel):
     average: ClassVar[Any] = MonteCarlo(4000, matched=False)
 
     def __check_init__(self):
-        for name, value in (("ratio", self.ratio), ("step_size", self.step_size)):
-            if isinstance(value, int | float) and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if isinstance(self.alpha, int | float) and self.alpha == 0:
+        check.within(self.ratio, "ratio", above=0)
+        check.within(self.step_size, "step_size", above=0)
+        check.within(self.alpha, "alpha")
+        if check.known(self.alpha) == 0:
             raise ValueError("alpha must not be zero: the network would have no output")
-        if min(self.units, self.steps, self.probes) < 1:
-            raise ValueError(
-                f"units, steps and probes must be at least 1, got {self.units}, {self.steps}, {self.probes}"
-            )
+        for name in ("units", "steps", "probes"):
+            check.count(getattr(self, name), name)
         if jnp.shape(self.overlap) not in ((), (self.units,)):
             raise ValueError(
                 f"overlap is a number or one for each of {self.units} units, got {jnp.shape(self.overlap)}"

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from physml.core import check
 from physml.core._status import Checked, Code, Status, status
 from physml.core.types import Key, Scalar
 
@@ -47,8 +48,7 @@ class Problem(eqx.Module):
 def problem(dim: int, width: int, samples: int, *, key: Key, overlap: Scalar = 0.0) -> Problem:
     r"""A random problem: $w_i \sim N(0, I/D) + $ `overlap` $\beta_*$, Gaussian samples, a teacher on the unit
     sphere."""
-    if min(dim, width, samples) < 1:
-        raise ValueError(f"dim, width and samples must be positive, got {dim}, {width}, {samples}")
+    dim, width, samples = check.count(dim, "dim"), check.count(width, "width"), check.count(samples, "samples")
     weight_key, beta_key, x_key = jax.random.split(key, 3)
     beta = jax.random.normal(beta_key, (dim,))
     beta = beta / jnp.linalg.norm(beta)
@@ -153,10 +153,9 @@ def train(
     **See** Kumar, Bordelon, Gershman and Pehlevan, Grokking as the transition from lazy to rich training dynamics
     (2024).
     """
-    if steps < 1 or save_every < 1 or steps % save_every:
-        raise ValueError(f"save_every must divide steps, got {save_every} and {steps}: choose steps = k save_every")
-    if step_size <= 0:
-        raise ValueError(f"step_size must be positive, got {step_size}")
+    steps = check.count(steps, "steps")
+    save_every = check.count(save_every, "save_every", divides=steps)
+    check.within(step_size, "step_size", above=0)
     x, beta = problem.x, problem.beta
     y = teacher(x @ beta)
     count = len(x)

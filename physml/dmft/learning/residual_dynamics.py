@@ -24,8 +24,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._fixed_point import Damped
-from physml.core.types import Key, Scalar, is_traced
+from physml.core.types import Key, Scalar
 from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 
 SWEEPS = 3  # before the next time enters
@@ -66,12 +67,9 @@ class LinearResidual(AbstractModel):
     scheme: ClassVar[Any] = SelfConsistent(Damped(1.0), max_steps=2000)
 
     def __check_init__(self):
-        if self.depth < 1:
-            raise ValueError(f"depth must be at least 1, got {self.depth}")
-        if not 0 < self.dt <= self.t_max:
-            raise ValueError(f"0 < dt <= t_max is needed, got dt={self.dt}, t_max={self.t_max}")
-        if not is_traced(self.gamma) and not float(self.gamma) > 0:
-            raise ValueError(f"gamma must be positive, got {self.gamma}; small values are the lazy limit")
+        check.count(self.depth, "depth")
+        check.within(self.dt, "dt", above=0, most=self.t_max)
+        check.within(self.gamma, "gamma", above=0)  # small values are the lazy limit
 
     @property
     def times(self) -> int:

@@ -34,11 +34,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from physml.core import check
 from physml.core._fixed_point import Damped
 from physml.core.quadrature import trapezoid_matrix
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.equations.average import MonteCarlo, in_batches
 from physml.dmft.equations.covariance import root
+from physml.dmft.equations.site_paths import grid_steps
 from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 from physml.dmft.learning.trained_network import TrainedNetwork
 
@@ -101,16 +103,11 @@ class WideNetwork(AbstractModel):
             raise ValueError(f"kernel must be (n, n), got shape {shape}")
         if np.ndim(self.targets) != 1 or not 1 <= len(self.targets) <= shape[0]:
             raise ValueError(f"targets must be (P,) with 1 <= P <= n = {shape[0]}, got shape {np.shape(self.targets)}")
-        if self.depth < 1:
-            raise ValueError(f"depth counts hidden layers and is at least 1, got {self.depth}")
-        if not is_traced(self.gamma) and float(self.gamma) <= 0:
-            raise ValueError(f"gamma must be positive, got {self.gamma}; take it small for the lazy limit")
-        if self.dt <= 0 or abs(self.t_max / self.dt - self.steps) > 1e-6 * self.steps:
-            raise ValueError(f"dt must be positive and divide t_max, got dt={self.dt}, t_max={self.t_max}")
-        if self.momentum is not None and not is_traced(self.momentum) and float(self.momentum) < 2 * self.dt:
-            raise ValueError(
-                f"momentum is a time of at least 2 dt = {2 * self.dt:g}, got {self.momentum}; None has none"
-            )
+        check.count(self.depth, "depth")
+        check.within(self.gamma, "gamma", above=0)  # small values are the lazy limit
+        grid_steps(self.t_max, self.dt)
+        if self.momentum is not None:
+            check.within(self.momentum, "momentum", least=2 * self.dt)
         if not is_traced(self.kernel):
             values = np.linalg.eigvalsh(np.asarray(self.kernel, np.float64))
             if values[0] < -1e-5 * abs(values[-1]) or not np.allclose(

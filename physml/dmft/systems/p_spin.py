@@ -26,6 +26,7 @@ from physml.core.program import program
 from physml.core.quadrature import trapezoid_weights
 from physml.core.types import Key, Scalar
 from physml.dmft.equations.causal import product
+from physml.dmft.equations.site_paths import grid_steps
 from physml.dmft.equations.solve import AbstractCausalModel, Causal
 
 LARGEST_TENSOR = 2**27  # entries of the couplings that a finite system may hold
@@ -73,8 +74,7 @@ class SphericalPSpin(AbstractCausalModel):
         check.within(self.temperature, "temperature", least=0)
         check.within(self.initial_temperature, "initial_temperature", above=0, finite=False)
         check.within(self.coupling, "coupling")
-        if self.dt <= 0 or self.t_max <= 0 or abs(self.t_max / self.dt - self.steps) > 1e-6 * self.steps:
-            raise ValueError(f"dt must be positive and divide t_max, got dt={self.dt}, t_max={self.t_max}")
+        grid_steps(self.t_max, self.dt)
 
     @property
     def steps(self) -> int:

@@ -70,10 +70,9 @@ class RandomNetwork(AbstractModel):
     def __check_init__(self):
         check.number(self.g, "g", above=0)
         check.function(self.phi, "phi", "of an array, such as jnp.tanh")
-        if self.points < 3 or self.tau_max <= 0 or self.terms < 2:
-            raise ValueError(
-                f"tau_max > 0, points >= 3 and terms >= 2 are needed, got {self.tau_max}, {self.points}, {self.terms}"
-            )
+        check.within(self.tau_max, "tau_max", above=0)
+        check.count(self.points, "points", least=3)
+        check.count(self.terms, "terms", least=2)
         with jax.ensure_compile_time_eval():
             x = jnp.asarray([0.3, 1.7])
             odd = np.allclose(self.phi(x), -self.phi(-x), atol=1e-5)

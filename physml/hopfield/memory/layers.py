@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from physml.core import check
 from physml.core.program import program
 from physml.core.types import Key, Scalar
 from physml.hopfield.memory.retrieve import retrieve
@@ -150,19 +151,16 @@ class Hopfield(eqx.Module):
             pattern_dim = values if "projection" in static and not connected else head_dim
         out_dim = d_model if out_dim is None else out_dim
         for name, n in sizes.items() | {"heads": heads, "head_dim": head_dim, "pattern_dim": pattern_dim}.items():
-            if n < 1:
-                raise ValueError(f"{name}={n}: expected at least 1")
+            check.count(n, name)
         if any(n != head_dim for n in raw):
             raise ValueError(f"static patterns of size {raw}: expected head_dim={head_dim}, since nothing maps them")
         if "projection" in static and (connected or pattern_dim != projection_dim):
             raise ValueError(f"a static projection of size {projection_dim} cannot be connected or mapped")
         if connected and (projection_dim != stored_dim or "stored" in static):
             raise ValueError("connected sends projections through the map of the stored patterns: sizes must agree")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: expected a share in [0, 1)")
+        check.within(dropout, "dropout", least=0, below=1)
         betas = (float(head_dim) ** -0.5,) * heads if beta is None else _per_head(beta, heads)
-        if not all(b > 0 for b in betas):
-            raise ValueError(f"beta={beta}: expected positive numbers; beta is an inverse temperature")
+        check.within(betas, "beta", above=0)
 
         dtype = jnp.result_type(float) if dtype is None else dtype
         widths = {"state": heads * head_dim, "stored": heads * head_dim, "projection": heads * pattern_dim}
@@ -265,7 +263,7 @@ class HopfieldPooling(eqx.Module):
     layer: Hopfield
 
     def __init__(self, d_model: int, heads: int = 1, *, quantity: int = 1, key: Key, **options: Any):
-        _check_quantity(quantity)
+        check.count(quantity, "quantity")
         query_key, layer_key = jax.random.split(key)
         self.layer = Hopfield(d_model, heads, key=layer_key, **options)
         self.queries = _patterns(query_key, quantity, d_model, options)
@@ -289,7 +287,7 @@ class HopfieldLookup(eqx.Module):
     def __init__(
         self, d_model: int, heads: int = 1, *, quantity: int, separate: bool = False, key: Key, **options: Any
     ):
-        _check_quantity(quantity)
+        check.count(quantity, "quantity")
         table_key, target_key, layer_key = jax.random.split(key, 3)
         self.layer = Hopfield(d_model, heads, key=layer_key, **options)
         stored_dim = options.get("stored_dim") or d_model
@@ -305,8 +303,3 @@ def _patterns(key, quantity, size, options):
     # Of unit size, like what a layer norm makes of them; equal rows would stay equal in training.
     dtype = options.get("dtype")
     return jax.random.normal(key, (quantity, size), jnp.result_type(float) if dtype is None else dtype)
-
-
-def _check_quantity(quantity):
-    if quantity < 1:
-        raise ValueError(f"quantity={quantity}: expected at least 1")

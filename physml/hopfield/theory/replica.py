@@ -60,19 +60,20 @@ class Memory(eqx.Module):
     p: int = eqx.field(static=True)
     convention: str = eqx.field(static=True, default="distinct")
 
-    def noise(self, load: Array, q: Array, chi: Array) -> Array:
+    def noise(self, load: Scalar, q: Array, chi: Array) -> Array:
         """V."""
         if self.p == 2:
-            return load * q / (1 - chi) ** 2
-        return load * sum(g * q**k for k, g in noise_series(self.p, self.convention))
+            return q / (1 - chi) ** 2 * load
+        return jnp.asarray(sum(g * q**k for k, g in noise_series(self.p, self.convention))) * load
 
-    def gain(self, load: Array, q: Array, chi: Array) -> Array:
+    def gain(self, load: Scalar, q: Array, chi: Array) -> Array:
         """dV/dq at fixed chi: times kappa it is 1 where replica symmetry breaks."""
         if self.p == 2:
-            return load / (1 - chi) ** 2
-        return load * sum(g * k * q ** (k - 1) for k, g in noise_series(self.p, self.convention) if k)
+            return (1 - chi) ** -2 * load
+        series = ((k, g) for k, g in noise_series(self.p, self.convention) if k)
+        return jnp.asarray(sum(g * k * q ** (k - 1) for k, g in series)) * load
 
-    def free_energy(self, load: Array, m: Array, chi: Array, temperature: Array, log: Array) -> Array:
+    def free_energy(self, load: Scalar, m: Array, chi: Array, temperature: Array, log: Array) -> Array:
         """Per spin; `log` is T <ln 2 cosh>."""
         p, t = self.p, temperature
         q = 1 - t * chi
@@ -85,12 +86,12 @@ class Memory(eqx.Module):
         )
         return signal - 0.5 * load * t * chi**2 * rest
 
-    def averages(self, x: tuple[Array, Array], load: Array, temperature: Array) -> Site:
+    def averages(self, x: tuple[Array, Array], load: Scalar, temperature: Array) -> Site:
         m, chi = x
         q = 1 - temperature * chi
         return site(m ** (self.p - 1), self.noise(load, q, chi), temperature)
 
-    def update(self, x: tuple[Array, Array], load: Array, temperature: Array) -> tuple[Array, Array]:
+    def update(self, x: tuple[Array, Array], load: Scalar, temperature: Array) -> tuple[Array, Array]:
         """The map whose fixed points (m, chi) are."""
         s = self.averages(x, load, temperature)
         return s.m, s.chi
