@@ -84,12 +84,14 @@ def test_mean_field_particles():
     np.testing.assert_allclose([pair.theory.mean[-1, 0], pair.theory.cov[-1, 0, 0]], exact, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_replica_theory_beside_glauber_dynamics():
     pair = compare(MemoryNetwork(0.04, 0.3), (100, 200, 400), runs=6, key=KEY).check()
     limit = pair.limit().m
     assert abs(limit.value - pair.theory.m[0]) < 5 * limit.error + 0.003 and limit.error < 0.02
 
 
+@pytest.mark.slow
 def test_a_coulomb_gas_beside_its_exact_law():
     pair = compare(CoulombGas(beta=1.3, chains=32, moves=400), (6, 12), runs=6, key=KEY).check()
     assert pair.largest_z < 5

@@ -48,6 +48,7 @@ def test_cusp_and_the_derivative_of_a_fold():
         np.testing.assert_allclose([end.p, end.q, end.value["x"]], 0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_spinodals_of_the_mott_transition():
     """At beta D = 50 one curve joins the metal to the insulator; its folds are U_c2 and U_c1."""
     with jax.enable_x64(True):

@@ -82,6 +82,7 @@ def test_sampled_tanh_networks_scatter_as_the_recursion_says(weights, key):
         assert abs(Q.var() - float(independent.quartic)) > 8 * spread
 
 
+@pytest.mark.slow
 def test_sampled_residual_networks_reach_the_limit(key):
     x = jax.random.normal(key, (2, 5))
     one = lambda k: sample_network(x, key=k, width=48, depth=16, phi="relu", weight_var=1.0, residual=True).kernel

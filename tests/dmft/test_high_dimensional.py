@@ -140,6 +140,7 @@ def test_mistakes_and_divergence():
         out.check()
 
 
+@pytest.mark.slow
 def test_single_precision_inside_and_outside_of_jit():
     """Programs of single precision around equations in float64: the noise is drawn, and derivatives pass."""
     model = lambda ratio: small(steps=3, ratio=ratio)

@@ -28,6 +28,7 @@ def solve(numbers):
     return run(numbers, model_of(numbers).init()).check().order
 
 
+@pytest.mark.slow
 def test_species_without_couplings_are_logistic():
     order = solve((0.0, 0.0, 0.0, 0.0))
     early = slice(0, 22)
@@ -53,6 +54,7 @@ def test_late_times_are_the_fixed_point(numbers):
     assert float(fixed.phi) < float(order.phi[-1]) < float(fixed.phi) + 0.1
 
 
+@pytest.mark.slow
 def test_finite_communities():
     theory = solve(MIXED)
     simulate = quick(lambda key: model_of(MIXED).finite_n(400, key=key))
@@ -76,6 +78,7 @@ def test_wrong_memory_is_noticed():
     assert gap(0.0) > 0.05 and gap(-1.0) > 0.1
 
 
+@pytest.mark.slow
 def test_gradient_with_frozen_noise():
     with jax.enable_x64(True):
         z = np.random.default_rng(0).normal(size=(60, 9))

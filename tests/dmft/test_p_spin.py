@@ -54,6 +54,7 @@ def test_ageing_solves_its_equations_and_meets_the_transition():
         dmft.ageing(3, 0.7)
 
 
+@pytest.mark.slow
 def test_gradient_against_finite_differences_and_the_global_map():
     with jax.enable_x64(True):
 

@@ -43,6 +43,7 @@ def test_onset_of_chaos():
     assert float(quiet.C0) == 0 and abs(float(quiet.lyapunov) + 0.4) < 1e-6
 
 
+@pytest.mark.slow
 def test_gradients_precision_and_errors():
     with jax.enable_x64(True):
         read = lambda g: (lambda o: o.C0 + o.at(2.0) + o.lyapunov)(dmft.solve(RandomNetwork(g=g, points=101)).order)

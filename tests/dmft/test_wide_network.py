@@ -33,6 +33,7 @@ def test_two_layer_linear_network_has_a_closed_equation():
     assert solution.error.f.shape == solution.order.f.shape
 
 
+@pytest.mark.slow
 def test_two_hidden_layers_follow_networks():
     model = WideNetwork(KERNEL, TARGETS, 2, 2.0, jnp.tanh, 2.0, 0.1)
     theory = dmft.solve(model, key=jax.random.key(0), noise=MonteCarlo(4000)).check().order
@@ -58,6 +59,7 @@ def test_momentum_is_an_oscillator_in_the_lazy_limit():
     assert np.min(exact) < -0.2  # it overshoots, which no gradient flow does
 
 
+@pytest.mark.slow
 def test_momentum_with_features_follows_networks():
     model = WideNetwork(KERNEL, TARGETS, 2, 2.0, jnp.tanh, 2.0, 0.1, momentum=0.5)
     theory = dmft.solve(model, key=jax.random.key(0), noise=MonteCarlo(2000)).check().order
@@ -68,6 +70,7 @@ def test_momentum_with_features_follows_networks():
     assert np.max(np.abs(theory.output - theory.f)) < 0.06
 
 
+@pytest.mark.slow
 def test_every_response_is_needed(monkeypatch):
     model = WideNetwork(jnp.ones((1, 1)), jnp.ones(1), 2, 3.0, jnp.tanh, 2.0, 0.1)
     whole = WideNetwork._site
@@ -93,6 +96,7 @@ def test_lazy_limit_is_the_tangent_kernel():
     assert np.allclose(order.f[-1, :3], learned, atol=0.01)
 
 
+@pytest.mark.slow
 def test_gradient_with_frozen_noise():
     with jax.enable_x64(True):
         kernel, y = jnp.asarray([[1.0, 0.3], [0.3, 0.8]]), jnp.asarray([1.0])
@@ -109,6 +113,7 @@ def test_gradient_with_frozen_noise():
         assert abs(slopes[1] - (both(1.0, h)[0] - both(1.0, -h)[0]) / (2 * h)) < 1e-5
 
 
+@pytest.mark.slow
 def test_samples_in_batches_are_the_same_average(monkeypatch):
     def update(gamma, order, noise):
         order = WideNetwork(KERNEL, TARGETS, 2, gamma, jnp.tanh, 0.6, 0.2).update(order, noise)

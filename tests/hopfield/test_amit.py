@@ -97,6 +97,7 @@ def test_lines_and_phases_agree():
         assert abs(amit(transition(2, 0.02, "stability"), 0.02).stability - 1) < 1e-9
 
 
+@pytest.mark.slow
 def test_derivatives_and_precisions():
     value = jax.jit(lambda a, t: (lambda out: jnp.stack([out.m, out.free_energy]))(amit(a, t)))
     e = 1e-4

@@ -38,6 +38,7 @@ def test_without_examples():
         assert abs(out.r1 - 0.4 * out.reference) < 1e-9 and abs(out.r2 - 0.2 * out.reference) < 1e-9
 
 
+@pytest.mark.slow
 def test_slopes_of_the_potential():
     """ds/dp = -hat p, by differences and by the implicit derivative; the same state from the field."""
     with jax.enable_x64(True):
@@ -65,6 +66,7 @@ def test_forgetting():
     assert against.r1.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_errors():
     with pytest.raises(ValueError, match="alpha2"):
         two_tasks(0.8, -0.1, 0.5, field=0.0)

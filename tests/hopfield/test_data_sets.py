@@ -49,6 +49,7 @@ def test_a_teacher_needs_fewer_examples():
     assert float(entropy(0.5, 30, 3)) == pytest.approx(63 / 30)
 
 
+@pytest.mark.slow
 def test_hierarchy_and_parallel_retrieval():
     with jax.enable_x64(True):
         out = multitasking(3, 0.4, 0.0).check()
@@ -62,6 +63,7 @@ def test_hierarchy_and_parallel_retrieval():
             assert (jnp.max(jnp.abs(multitasking(3, 0.4, t, rho=0.3).m)) > 0.01) == ordered
 
 
+@pytest.mark.slow
 def test_multitasking_derivative():
     with jax.enable_x64(True):
         e, value = 1e-4, lambda d: multitasking(3, d, 0.2).m[1]

@@ -31,6 +31,7 @@ def _deviations(rows, theory):
     return np.abs(rows.mean(0) - np.asarray(theory)) / (rows.std(0, ddof=1) / len(rows) ** 0.5)
 
 
+@pytest.mark.slow
 def test_overlaps_of_one_and_two_tasks():
     """Within 5 standard errors, and not with the overlaps of less similar teachers."""
     alone = teacher_student(COUNT / N).check()

@@ -23,6 +23,7 @@ def test_known_loads():
         assert abs(random_label_capacity() - 0.83308) < 5e-6
 
 
+@pytest.mark.slow
 def test_branches():
     with jax.enable_x64(True):
         before, after = teacher_student(1.2446).check(), teacher_student(1.2448).check()

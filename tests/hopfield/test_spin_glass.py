@@ -43,6 +43,7 @@ def test_many_states_along_the_critical_line():
     np.testing.assert_allclose(state.free_energy, -1 / (4 * t) - t * np.log(2), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [0.3, 0.83])
 def test_identities_of_the_full_solution(t, x64):
     """Mean overlap 1 - T, marginal stability, a free energy above the symmetric one and falling errors, of order
@@ -89,6 +90,7 @@ def test_gradients_of_the_symmetric_theory(j0, t, x64):
         np.testing.assert_allclose(exact, differences, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [0.6, 1.2])
 def test_gradients_of_the_full_theory(t, x64):
     for name in ("q", "energy", "field_variance"):

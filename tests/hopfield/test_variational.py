@@ -16,6 +16,7 @@ from physml.hopfield.theory.variational import variational_tasks
 N = 500
 
 
+@pytest.mark.slow
 def test_moments_against_sampled_networks():
     """The probability of a label in a network of two layers, over 4000 draws of its weights."""
     keys = jax.random.split(jax.random.key(0), 5)
@@ -61,6 +62,7 @@ def test_theory_without_examples_and_with_few():
         assert abs(few.r1[0] / (1e-4 * (2 / np.pi) ** 0.5 * u) - 1) < 2e-3 and abs(few.q[0] / (1e-4 * u**2) - 1) < 2e-3
 
 
+@pytest.mark.slow
 def test_slopes_of_the_theory():
     with jax.enable_x64(True):
 

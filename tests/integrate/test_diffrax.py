@@ -56,6 +56,7 @@ def test_virtual_brownian_tree_has_the_exact_law(key, method):
         assert abs(x.var() - variance) < 5 * variance * np.sqrt(2 / x.size)
 
 
+@pytest.mark.slow
 def test_adaptive_ode_and_its_gradient():
     """x' = -a x (1 - x): logistic decay, saved where asked, x0 and a differentiated."""
     method = Diffrax(diffrax.Tsit5(), controller=diffrax.PIDController(rtol=1e-9, atol=1e-9))

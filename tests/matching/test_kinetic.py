@@ -38,6 +38,7 @@ def test_one_point_makes_the_straight_path_optimal():
         np.testing.assert_allclose([a, b], [1 - t, t], atol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("x64", "tol"), [(False, 1e-5), (True, 1e-5)])
 def test_the_optimum_is_the_minimum(x64, tol):
     with jax.enable_x64(x64):

@@ -153,6 +153,7 @@ def test_hutchinson_is_unbiased(key):
     assert abs(estimate.mean() - exact) < 5 * estimate.std() / 20
 
 
+@pytest.mark.slow
 def test_gradients_through_samplers_and_likelihood():
     path = m.linear()
     with jax.enable_x64(True):

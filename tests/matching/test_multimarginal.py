@@ -62,6 +62,7 @@ def test_a_wide_law_on_the_way_saves_the_energy():
     assert float(jnp.min(jax.vmap(curve)(jnp.linspace(0, 1, 50)))) >= 0
 
 
+@pytest.mark.slow
 def test_the_minimum_of_the_loss_is_the_conditional_mean():
     xs = jnp.stack(
         [jax.random.normal(jax.random.key(0), (40_000, 1)), 2 * jax.random.normal(jax.random.key(1), (40_000, 1))]

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import re
 import jax, jax.numpy as jnp, numpy as np
@@ -38,6 +40,7 @@ print("agreed")
 """
 
 
+@pytest.mark.slow
 def test_sharded_ensemble_agrees_bit_for_bit_without_collectives():
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     out = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=300)

@@ -99,6 +99,7 @@ def test_n_ula_simulated(key):
     assert error < 0.01 * float(exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force", [Feature(lambda y: y, lambda x, m: m - x), PairSum(lambda x, y: y - x)])
 def test_particles_follow_their_gaussian_limit(force, key):
     """One drift, simulated with many particles and solved with a Gaussian measure."""
@@ -192,6 +193,7 @@ def test_players_reach_the_equilibrium(kind, key):
     np.testing.assert_allclose(late[3], 0.2 / (1 - 1.5 * fast * 0.05 / 2), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_gradient_through_a_game():
     with jax.enable_x64(True):
         start = Players(*(jax.random.normal(jax.random.key(i), (4, 1)) for i in (0, 1)))

@@ -120,6 +120,7 @@ def test_an_epoch_visits_every_datum_once(key):
     np.testing.assert_allclose(kernel.move(kernel.init(jnp.ones(2)), one)[0].position, many, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_structured_blocks_are_independent_with_their_own_precision(key):
     """Precision [[2, 1.2, 0.3], [1.2, 1.5, 0.2], [0.3, 0.2, 1]], blocks {0}, {1, 2}."""
     precision = jnp.asarray([[2.0, 1.2, 0.3], [1.2, 1.5, 0.2], [0.3, 0.2, 1.0]])

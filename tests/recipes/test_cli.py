@@ -46,7 +46,7 @@ def fake(name, value):
 
 @pytest.fixture
 def recipe(monkeypatch):
-    monkeypatch.setattr(recipes, "load", lambda name: fake(name, 0.5))
+    monkeypatch.setattr(recipes, "load_recipe", lambda name: fake(name, 0.5))
 
 
 def test_a_run_writes_what_it_printed(recipe, tmp_path, capsys):
@@ -71,7 +71,7 @@ def test_smoke_takes_the_small_configuration(recipe, tmp_path, capsys):
 def test_full_takes_the_largest_configuration(monkeypatch, tmp_path, capsys):
     recipe = fake("fake", 0.5)
     recipe.FULL = Config(0.05)
-    monkeypatch.setattr(recipes, "load", lambda name: recipe)
+    monkeypatch.setattr(recipes, "load_recipe", lambda name: recipe)
     assert cli.main(["run", "fake", "--full", "--out", str(tmp_path)]) == 0
     assert "value: 0.05" in capsys.readouterr().out
     assert cli.main(["run", "fake", "--full", "--smoke", "--out", str(tmp_path)]) == 2
@@ -117,7 +117,7 @@ def test_show_prints_the_last_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["show", "digits"]) == 2
     assert "no run is written" in capsys.readouterr().err
-    monkeypatch.setattr(recipes, "load", lambda name: fake(name, 0.5))
+    monkeypatch.setattr(recipes, "load_recipe", lambda name: fake(name, 0.5))
     assert cli.main(["run", "digits", "--smoke"]) == 0
     printed = capsys.readouterr().out.splitlines()[0]
     assert cli.main(["show", "digits"]) == 0

@@ -52,6 +52,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_four_devices_agree_with_one():
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     run = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=300)
