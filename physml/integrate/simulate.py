@@ -72,8 +72,8 @@ def integrate(
     args, lane = _as_args(args), noise.lanes(lane)
     if isinstance(method, Diffrax):
         return _diffrax(dynamics, method, x0, ts, key, args, lane, save_every)
-    run = lambda x, ts, first, every: _march(dynamics, method, x, ts, key, args, lane, first, every, checkpoint, False)
-    return _trajectory(*_in_pieces(run, x0, ts, save_every, progress), x0, ts, save_every, False)
+    system = (dynamics, method, key, args, lane)
+    return (_in_pieces if progress else _at_once)(system, x0, ts, save_every, checkpoint, False)
 
 
 def ensemble(
@@ -115,13 +115,21 @@ def ensemble(
         solve = lambda x, lane: _diffrax(dynamics, method, x, ts, key, args, lane, save_every)
         out = jax.vmap(solve)(x0, lanes)
         return Trajectory(out.ts[0], jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), out.xs), out.status)
-    run = lambda x, ts, first, every: _march(dynamics, method, x, ts, key, args, lanes, first, every, checkpoint, True)
-    return _trajectory(*_in_pieces(run, x0, ts, save_every, progress), x0, ts, save_every, True)
+    system = (dynamics, method, key, args, lanes)
+    return (_in_pieces if progress else _at_once)(system, x0, ts, save_every, checkpoint, True)
 
 
 @program
-def _march(dynamics, method, x0, ts, key, args, lanes, first, save_every, checkpoint, batched):
-    """All steps of `ts`, compiled: the last state and the saved ones."""
+def _at_once(system, x0, ts, save_every, checkpoint, batched):
+    """All steps and what is made of them."""
+    _, xs = _march(system, x0, ts, jnp.int32(0), save_every, checkpoint, batched)
+    return _trajectory(xs, x0, ts, save_every, batched)
+
+
+@program
+def _march(system, x0, ts, first, save_every, checkpoint, batched):
+    """All steps of `ts`: the last state and the saved ones."""
+    dynamics, method, key, args, lanes = system
     steps = len(ts) - 1
     convert = dynamics.noise is not None and method.calculus in ("ito", "stratonovich")
     dynamics = dynamics.in_calculus(method.calculus) if convert else dynamics
@@ -146,11 +154,9 @@ def _march(dynamics, method, x0, ts, key, args, lanes, first, save_every, checkp
     return x, xs
 
 
-def _in_pieces(run, x0, ts, save_every, progress, pieces=50):
-    """All steps in one program, or in pieces of whole save intervals with a progress bar between them."""
+def _in_pieces(system, x0, ts, save_every, checkpoint, batched, pieces=50):
+    """The same in pieces of whole save intervals, with a progress bar between them."""
     steps = len(ts) - 1
-    if not progress:
-        return run(x0, ts, np.asarray(0, np.int32), save_every)
     if is_traced((x0, ts)):
         raise ValueError("progress=True needs concrete arrays: call integrate outside jit, or drop the bar")
     # Few saves leave little to show progress by: save more often and thin afterwards.
@@ -162,15 +168,17 @@ def _in_pieces(run, x0, ts, save_every, progress, pieces=50):
     with progress_bar(steps, "integrate", "step") as bar:
         for first in range(0, steps, size):
             length = min(size, steps - first)
-            x, xs = run(x, ts[first : first + length + 1], np.asarray(first, np.int32), every)
+            times = ts[first : first + length + 1]
+            x, xs = _march(system, x, times, np.asarray(first, np.int32), every, checkpoint, batched)
             saved.append(jax.tree.map(jax.block_until_ready, xs))
             bar.update(length)
     thin = save_every // every
-    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts)[thin - 1 :: thin], *saved)
+    xs = jax.tree.map(lambda *parts: jnp.concatenate(parts)[thin - 1 :: thin], *saved)
+    return _trajectory(xs, x0, ts, save_every, batched)
 
 
 @program
-def _trajectory(x, xs, x0, ts, save_every, batched):
+def _trajectory(xs, x0, ts, save_every, batched):
     """Put x0 in front of the saved states and find the first that is not finite.
 
     A state that is not finite stays so under every method here, so looking at saved states misses nothing.
