@@ -12,6 +12,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # seconds of compiling, not of rea
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from physml import core, hopfield, integrate, matching, nn, particles
@@ -22,6 +23,11 @@ EVENTS = {
     "/jax/core/compile/backend_compile_duration": "compile",
 }
 KEY = jax.random.key(0)
+
+
+def fresh(x):
+    """A new array with the same numbers, which takes no program."""
+    return jax.device_put(np.array(x))
 
 
 class Cost:
@@ -76,7 +82,7 @@ def fixed_point():
 
         return lax.while_loop(more, step, (x, tanh(x), 0))
 
-    return lambda: core.fixed_point(tanh, x0 + 0), lambda: by_hand(x0 + 0)
+    return lambda: core.fixed_point(tanh, fresh(x0)), lambda: by_hand(fresh(x0))
 
 
 def ensemble():
@@ -93,7 +99,8 @@ def ensemble():
 
         return lax.scan(step, x, jnp.arange(100))
 
-    return lambda: integrate.ensemble(dynamics, x0 + 0, ts, key=KEY, args=1.5), lambda: by_hand(x0 + 0, ts, KEY, 1.5)
+    run = lambda: integrate.ensemble(dynamics, fresh(x0), ts, key=KEY, args=1.5)
+    return run, lambda: by_hand(fresh(x0), ts, KEY, 1.5)
 
 
 def chains():
@@ -109,8 +116,8 @@ def chains():
         _, xs = lax.scan(step, x, jnp.arange(100))
         return xs, xs.mean((0, 1)), jnp.isfinite(xs).all()
 
-    run = lambda: particles.run_chains(particles.overdamped(well, 0.01), x0 + 0, 100, key=KEY)
-    return run, lambda: by_hand(x0 + 0, KEY, 0.01)
+    run = lambda: particles.run_chains(particles.overdamped(well, 0.01), fresh(x0), 100, key=KEY)
+    return run, lambda: by_hand(fresh(x0), KEY, 0.01)
 
 
 def match():
@@ -123,8 +130,8 @@ def match():
         xt = (1 - t)[:, None] * x0 + t[:, None] * x1
         return jnp.mean((jax.vmap(net, (0, 0, None))(t, xt, None) - (x1 - x0)) ** 2)
 
-    return lambda: matching.match(net, matching.linear(), x + 0, x + 1, key=KEY), lambda: by_hand(
-        net, x + 0, x + 1, KEY
+    return lambda: matching.match(net, matching.linear(), fresh(x), fresh(x), key=KEY), lambda: by_hand(
+        net, fresh(x), fresh(x), KEY
     )
 
 
@@ -141,7 +148,7 @@ def sample():
 
         return lax.scan(heun, x, jnp.linspace(0.0, 0.98, 50))[0]
 
-    return lambda: matching.sample(net, x0 + 0, steps=50), lambda: by_hand(net, x0 + 0)
+    return lambda: matching.sample(net, fresh(x0), steps=50), lambda: by_hand(net, fresh(x0))
 
 
 def sinkhorn():
@@ -160,18 +167,19 @@ def sinkhorn():
         u, *_ = lax.while_loop(lambda c: (jnp.max(jnp.abs(c[0] - c[1])) > 1e-3) & (c[2] < 2000), step, start)
         return kernel + u[:, None] + columns(u)[None]
 
-    return lambda: matching.sinkhorn(cost + 0, 0.05), lambda: by_hand(cost + 0, 0.05)
+    return lambda: matching.sinkhorn(fresh(cost), 0.05), lambda: by_hand(fresh(cost), 0.05)
 
 
 def retrieve():
     memory = jax.random.normal(KEY, (32, 16))
+    query = np.array(memory[0])
 
     @jax.jit
     def by_hand(x, memory, beta):
         weights = jax.nn.softmax(beta * memory @ x)
         return weights @ memory, weights
 
-    return lambda: hopfield.retrieve(memory[0] + 0, memory, beta=2.0), lambda: by_hand(memory[0] + 0, memory, 2.0)
+    return lambda: hopfield.retrieve(fresh(query), memory, beta=2.0), lambda: by_hand(fresh(query), memory, 2.0)
 
 
 def main():
