@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array
 
 from physml.core import check
-from physml.core._status import Code
+from physml.core._status import Checked, Code, Status, status
 from physml.core.program import program
 from physml.core.quadrature import trapezoid_weights
 from physml.core.types import Key, Scalar
@@ -206,12 +206,16 @@ def threshold_energy(p: int) -> float:
     return -math.sqrt(2 * (p - 1) / p)
 
 
-class Ageing(eqx.Module):
-    """Long after a quench below T_d: plateau `q`, effective temperature T / `x`, `energy`."""
+class Ageing(Checked):
+    """Long after a quench below T_d: plateau `q`, effective temperature T / `x`, `energy`; `status` `unphysical` where
+    a temperature that was traced is none below T_d."""
+
+    computation: ClassVar[str] = "ageing"
 
     q: Array
     x: Array
     energy: Array
+    status: Status
 
 
 def ageing(p: int, temperature: Scalar) -> Ageing:
@@ -241,4 +245,6 @@ def _ageing(p, temperature):
 
     q, _ = lax.scan(newton, jnp.ones_like(T), length=30)
     x = (p - 2) * (1 - q) / q
-    return Ageing(q, x, -(1 - (1 - x) * q**p) / (2 * T))
+    ages = (T > 0) & (T < dynamic_temperature(p))
+    outcome = status(jnp.where(ages, Code.ok, Code.unphysical))
+    return Ageing(q, x, -(1 - (1 - x) * q**p) / (2 * T), outcome)
