@@ -52,7 +52,7 @@ def test_ageing_solves_its_equations_and_meets_the_transition():
     assert abs(dmft.dynamic_temperature(3) - 0.61237) < 1e-5
     with pytest.raises(ValueError, match="T_d"):
         dmft.ageing(3, 0.7)
-    with pytest.raises(Failure, match="ageing: 1 of 2 runs failed.*unphysical"):
+    with pytest.raises(Failure, match=r"ageing: 1 of 2 runs failed.*unphysical"):
         jax.vmap(lambda T: dmft.ageing(3, T))(jnp.asarray([0.4, 0.7])).check()
 
 

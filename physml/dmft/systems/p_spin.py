@@ -245,6 +245,6 @@ def _ageing(p, temperature):
 
     q, _ = lax.scan(newton, jnp.ones_like(T), length=30)
     x = (p - 2) * (1 - q) / q
-    ages = (T > 0) & (T < dynamic_temperature(p))
+    ages = (T > 0) & (dynamic_temperature(p) > T)
     outcome = status(jnp.where(ages, Code.ok, Code.unphysical))
     return Ageing(q, x, -(1 - (1 - x) * q**p) / (2 * T), outcome)
