@@ -2,17 +2,7 @@
 
 from physml.core import check as check, noise as noise, tree as tree
 from physml.core._continuation import Branch as Branch, Branches as Branches, continuation as continuation
-from physml.core._fixed_point import (
-    AbstractIteration as AbstractIteration,
-    Anderson as Anderson,
-    Damped as Damped,
-    FixedPoint as FixedPoint,
-    Iterates as Iterates,
-    Newton as Newton,
-    fixed_point as fixed_point,
-    largest as largest,
-    solve_linear as solve_linear,
-)
+from physml.core._fixed_point import FixedPoint as FixedPoint, Iterates as Iterates, fixed_point as fixed_point
 from physml.core._status import (
     Checked as Checked,
     Code as Code,
@@ -22,6 +12,14 @@ from physml.core._status import (
 )
 from physml.core.derivative import divergence as divergence
 from physml.core.float64 import float64_program as float64_program, in_float64 as in_float64
+from physml.core.iterations import (
+    AbstractIteration as AbstractIteration,
+    Anderson as Anderson,
+    Damped as Damped,
+    Newton as Newton,
+    largest as largest,
+    solve_linear as solve_linear,
+)
 from physml.core.loops import march as march, scan_range as scan_range
 from physml.core.program import program as program
 from physml.core.quadrature import (

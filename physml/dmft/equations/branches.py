@@ -26,9 +26,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from physml.core import check
-from physml.core._fixed_point import Newton, fixed_point
+from physml.core._fixed_point import fixed_point
 from physml.core._status import Checked, Code, Status, status
 from physml.core.float64 import in_float64
+from physml.core.iterations import Newton
 from physml.core.program import program
 from physml.core.types import Scalar
 from physml.dmft.equations.solve import AbstractModel

@@ -14,9 +14,10 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from physml.core import check
-from physml.core._fixed_point import AbstractIteration, Damped, Iterates, fixed_point
+from physml.core._fixed_point import Iterates, fixed_point
 from physml.core._status import Checked, Code, Status, status
 from physml.core.float64 import float64_program
+from physml.core.iterations import AbstractIteration, Damped
 from physml.core.noise import check_key
 from physml.core.program import program
 from physml.core.types import Key, Scalar, widest

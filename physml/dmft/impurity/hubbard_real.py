@@ -24,8 +24,8 @@ from jax import lax
 from jaxtyping import Array
 
 from physml.core import check
-from physml.core._fixed_point import Damped
 from physml.core._status import Code
+from physml.core.iterations import Damped
 from physml.core.types import Scalar
 from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 

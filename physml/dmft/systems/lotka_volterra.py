@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from physml.core import check
-from physml.core._fixed_point import Newton
 from physml.core._status import Code
+from physml.core.iterations import Newton
 from physml.core.types import Key, Scalar
 from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 

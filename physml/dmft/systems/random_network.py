@@ -25,8 +25,8 @@ from jax import lax
 from jaxtyping import Array
 
 from physml.core import check
-from physml.core._fixed_point import Newton
 from physml.core._status import Code
+from physml.core.iterations import Newton
 from physml.core.quadrature import gauss_hermite
 from physml.core.types import Key, Scalar
 from physml.dmft.equations.solve import AbstractModel, SelfConsistent

@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array
 
 from physml.core import check
-from physml.core._fixed_point import Damped
+from physml.core.iterations import Damped
 from physml.core.quadrature import trapezoid_matrix
 from physml.core.types import Key, Scalar
 from physml.dmft.equations.average import MonteCarlo

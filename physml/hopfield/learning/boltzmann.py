@@ -33,8 +33,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from physml.core import check
-from physml.core._fixed_point import AbstractIteration, Damped, fixed_point
+from physml.core._fixed_point import fixed_point
 from physml.core._status import Checked, Status
+from physml.core.iterations import AbstractIteration, Damped
 from physml.core.noise import check_key
 from physml.core.program import program
 from physml.core.types import Key, Scalar

@@ -17,8 +17,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from physml.core import check
-from physml.core._fixed_point import Damped, fixed_point
+from physml.core._fixed_point import fixed_point
 from physml.core._status import Checked, Code, Status, status
+from physml.core.iterations import Damped
 from physml.core.program import program
 from physml.core.types import Scalar, widest
 from physml.hopfield.memory.separation import AbstractStreamed, Potential, energy_constant, separation as _separation

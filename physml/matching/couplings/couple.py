@@ -16,8 +16,8 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, PyTree
 
 from physml.core import check
-from physml.core._fixed_point import largest
 from physml.core._status import Checked, Code, Status, status
+from physml.core.iterations import largest
 from physml.core.program import program
 from physml.core.types import Key, Scalar
 from physml.matching._checks import check_batch

@@ -28,7 +28,7 @@ import numpy as np
 
 from physml import dmft
 from physml.core._continuation import continuation
-from physml.core._fixed_point import Damped
+from physml.core.iterations import Damped
 from physml.dmft import BetheHubbard, RealBetheHubbard, discrepancy
 from physml.metrics import power_law
 from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from physml.core._fixed_point import Anderson
+from physml.core.iterations import Anderson
 from physml.data import digits
 from physml.hopfield.learning.boltzmann import monotone_boltzmann, softmax
 from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment
