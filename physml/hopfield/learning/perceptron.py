@@ -50,6 +50,11 @@ def flipped(weights: Float[Array, " n"], product: float, *, key: Key) -> Float[A
 def examples_of(teacher: Float[Array, " n"], count: int, *, key: Key) -> tuple[Float[Array, "m n"], Float[Array, " m"]]:
     """`count` Gaussian inputs and the labels +-1 that the teacher gives them."""
     check_key(key)
+    return _examples_of(teacher, check.count(count, "count"), key)
+
+
+@program
+def _examples_of(teacher, count, key):
     x = jax.random.normal(key, (count, teacher.size), teacher.dtype)
     return x, jnp.where(x @ teacher > 0, 1.0, -1.0).astype(teacher.dtype)
 

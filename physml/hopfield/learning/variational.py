@@ -37,6 +37,7 @@ from physml.hopfield.learning.perceptron import check_examples
 Fields = tuple[Array, ...]  # theta of each layer, (inputs, outputs)
 
 
+@program
 def margins(fields: Fields, inputs: Float[Array, "m n"]) -> Float[Array, " m"]:
     r"""$\bar h/\sqrt v$ of the last unit, for each input: positive where the label +1 is more probable."""
     if fields[0].shape[0] != inputs.shape[1] or fields[-1].shape[1] != 1:
@@ -53,11 +54,13 @@ def margins(fields: Fields, inputs: Float[Array, "m n"]) -> Float[Array, " m"]:
     return ratio[:, 0]
 
 
+@program
 def log_likelihood(fields: Fields, inputs: Float[Array, "m n"], labels: Float[Array, " m"]) -> Array:
     """The sum over examples of ln Phi."""
     return jnp.sum(log_ndtr(labels * margins(fields, inputs)))
 
 
+@program
 def kl_divergence(fields: Fields, prior: Fields) -> Array:
     """KL of all weights, finite for every field."""
     one = lambda a, b: jnp.sum(jnp.tanh(a) * (a - b) - log_2cosh(a) + log_2cosh(b))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from physml.core import check
 from physml.core.noise import check_key
+from physml.core.program import program
 from physml.core.types import Key, Scalar
 
 Patterns = Float[Array, "K N"]
@@ -34,6 +35,11 @@ def random_patterns(k: int, n: int, *, key: Key) -> Patterns:
 def hebbian(patterns: Patterns) -> Float[Array, "N N"]:
     r"""$J_{ij} = \frac1N\sum_\mu \xi_i^\mu\xi_j^\mu$ off the diagonal, 0 on it."""
     check_patterns(patterns)
+    return _hebbian(patterns)
+
+
+@program
+def _hebbian(patterns):
     couplings = patterns.T @ patterns / patterns.shape[1]
     return couplings - jnp.diag(jnp.diag(couplings))
 
