@@ -59,13 +59,13 @@ class ForwardProcess(eqx.Module):
         r"""$(R + \Omega)/2$, the matrix of the drift."""
         return 0.5 * (self.metric + self.swirl - self.swirl.T)
 
-    def kernel(self, tau: Array) -> tuple[Array, Array]:
+    def kernel(self, tau: Scalar) -> tuple[Array, Array]:
         r"""(A, Cholesky factor of $I - A A^\top$) of the law of $x_\tau$ given $x_1$."""
         # One exponential of twice the size gives A and the covariance, which I - A A^T would lose to rounding at
         # small tau.
         d, rate = len(self.factor), self.rate
         block = jnp.block([[-rate, self.metric], [jnp.zeros_like(rate), rate.T]])
-        both = _expm(tau * block)
+        both = _expm(jnp.asarray(tau, rate.dtype) * block)
         a = both[:d, :d]
         cov = both[:d, d:] @ a.T
         return a, jnp.linalg.cholesky(0.5 * (cov + cov.T))
