@@ -149,6 +149,83 @@ def mixture_log_prob():
     return lambda: matching.mixture_log_prob(mixture, x)
 
 
+def _mean(points):
+    return jnp.mean(points, axis=0)
+
+
+def _potential(t, x, args):
+    return jnp.sum(x**2) / 2
+
+
+def _weighted(weights, x, args=None):
+    return weights[:, None] * x[None, :]
+
+
+def on_batch(call, **parts):
+    """`call(x0, x1, ...)` of new batches and of what `parts` make."""
+
+    def make():
+        batches, made = tuple(_batch()), {name: part() for name, part in parts.items()}
+        return lambda: call(*batches, **made)
+
+    return make
+
+
+def _plan():
+    return matching.light_bridge(*_batch(), epsilon=0.5, components=2, key=KEY, steps=3, batch_size=8)
+
+
+ON_BATCHES = {
+    "couple": on_batch(lambda x, y: matching.couple(matching.Assignment(), x, y, key=KEY)[:2]),
+    "squared_distances": on_batch(matching.squared_distances),
+    "potential_residual": on_batch(lambda x, y: matching.potential_residual(_potential, _field, 0.5, x[0])),
+    "instantaneous": on_batch(lambda x, y: matching.sample(matching.instantaneous(_field), x[0], steps=3)),
+    "sample_mean_flow": on_batch(lambda x, y: matching.sample_mean_flow(_field, x[0], steps=2)),
+    "sample_sde_batch": on_batch(
+        lambda x, y: matching.sample_sde_batch(_field, _score, x, epsilon=0.5, steps=3, key=KEY)
+    ),
+    "exact_means": on_batch(lambda x, y, f: f(jnp.asarray([0.5, 0.5]), x[0]),
+                            f=lambda: matching.exact_means([_mixture(), _mixture()])),
+    "simplex_match": on_batch(lambda x, y: matching.simplex_match(_weighted, jnp.stack([x, y]), key=KEY)),
+    "transport_energy": on_batch(
+        lambda x, y: matching.transport_energy(_weighted, matching.edge(2, 0, 1), jnp.stack([x, y]))
+    ),
+    "along": on_batch(
+        lambda x, y: matching.sample(matching.along(_weighted, matching.edge(2, 0, 1)), x[0], steps=3)
+    ),
+    "match_populations": on_batch(
+        lambda x, y, model: matching.match_populations(model, matching.linear(), x[None], y[None], key=KEY),
+        model=lambda: matching.MetaField(_field, _mean),
+    ),
+    "evidence_bound": on_batch(
+        lambda x, y, process: matching.evidence_bound(process, _score, x, key=KEY, times=4),
+        process=lambda: matching.forward_process(2),
+    ),
+    "forward_process": on_batch(lambda x, y: matching.forward_process(2, key=KEY)),
+    "kinetic_metric": on_batch(lambda x, y: matching.kinetic_metric(_score, x, key=KEY, angles=3, samples=4)),
+    "kinetic_optimal": on_batch(lambda x, y: matching.kinetic_optimal(x, key=KEY, angles=3, samples=4)),
+    "empirical_denoiser": on_batch(
+        lambda x, y: matching.sample(
+            matching.empirical_denoiser(matching.linear(), x, matching.StudentNoise(3.0)), y[0], steps=2
+        )
+    ),
+    "calibrate": on_batch(
+        lambda x, y, chain: matching.calibrate(chain, _score, x, key=KEY),
+        chain=lambda: matching.gaussian_chain(matching.variance_preserving(), 5),
+    ),
+    "bridge_loss": on_batch(lambda x, y, plan: matching.bridge_loss(plan, (x, y), key=KEY), plan=_plan),
+    "light_bridge": on_batch(
+        lambda x, y: matching.light_bridge(x, y, epsilon=0.5, components=2, key=KEY, steps=3, batch_size=8)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ON_BATCHES)
+def test_on_batches(name):
+    # Rows and stacks of the batches are programs of the cases themselves.
+    assert_compiles_once(ON_BATCHES[name], first=7)
+
+
 CASES = {
     "match": match(),
     "match, laws of times": match(times=matching.logit_normal),

@@ -104,6 +104,7 @@ class LightBridge(eqx.Module):
         return jax.nn.log_softmax(self._energies(t, x))
 
 
+@program
 def bridge_loss(plan: LightBridge, batch: tuple[Array, Array], *, key: Key | None = None) -> Array:
     r"""$E_{x_0} \ln c(x_0) - E_{x_1} \ln v(x_1)$: KL of the true plan to this one, up to a constant (their eq. 12).
 

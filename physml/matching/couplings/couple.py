@@ -60,6 +60,11 @@ def couple(
     i, j, _ = coupling.pair(x0, x1, key=key, condition=args)
     if i.shape != j.shape or i.ndim != 1:
         raise ValueError(f"the coupling returned rows of shapes {i.shape}, {j.shape} for batches of {n}: expected (k,)")
+    return _rows(x0, x1, args, i, j)
+
+
+@program
+def _rows(x0, x1, args, i, j):
     return x0[i], x1[j], jax.tree.map(lambda leaf: leaf[j], args)
 
 
@@ -70,6 +75,7 @@ def check_coupling(coupling: Any) -> None:
         raise ValueError(f"coupling must be Assignment(), Entropic(epsilon), Keep(...) or a function, got {shown}")
 
 
+@program
 def squared_distances(x0: Array, x1: Array) -> Array:
     """(n, m) squared Euclidean distances of flattened samples, by a matrix product; never negative."""
     a, b = x0.reshape(len(x0), -1), x1.reshape(len(x1), -1)
@@ -118,13 +124,10 @@ class Assignment(eqx.Module):
         n = check_batch(x0, x1, condition)
         if self.batches < 1 or n % self.batches:
             raise ValueError(f"Assignment needs a batch divisible by batches={self.batches}; got {x0.shape}")
-        size = n // self.batches
-        blocks = jax.tree.map(lambda x: x.reshape(self.batches, size, *x.shape[1:]), (x0, x1, condition))
-        costs = jax.vmap(lambda a, b, c: _cost(a, b, c, self.condition_weight))(*blocks)
-        like = jax.ShapeDtypeStruct((self.batches, size), jnp.int32)
-        order = on_host(_assign, like, costs)
-        flat = (order + size * jnp.arange(self.batches, dtype=jnp.int32)[:, None]).ravel()
-        return _pairs(x0, x1, jnp.arange(n, dtype=jnp.int32), flat)
+        _check_weight(condition, self.condition_weight)
+        costs = _block_costs(x0, x1, condition, self.condition_weight, self.batches)
+        order = on_host(_assign, jax.ShapeDtypeStruct(costs.shape[:2], jnp.int32), costs)
+        return _block_pairs(x0, x1, order)
 
     def __call__(self, x0: Array, x1: Array, *, key: Key) -> tuple[Array, Array]:
         return couple(self, x0, x1, key=key)[:2]
@@ -255,12 +258,36 @@ class Entropic(eqx.Module):
     def pair(self, x0: Array, x1: Array, *, key: Key, condition: PyTree = None) -> Pairs:
         """Row i with a row drawn from the plan, for all i in order."""
         n = check_batch(x0, x1, condition)
-        cost = 0.5 * _cost(x0, x1, condition, self.condition_weight)
-        plan = sinkhorn(cost, self.epsilon, max_steps=self.max_steps)
+        _check_weight(condition, self.condition_weight)
+        cost = _block_costs(x0, x1, condition, self.condition_weight, 1)[0]
+        plan = sinkhorn(0.5 * cost, self.epsilon, max_steps=self.max_steps)
         return _pairs(x0, x1, jnp.arange(n, dtype=jnp.int32), jax.random.categorical(key, plan.log_p, axis=1))
 
     def __call__(self, x0: Array, x1: Array, *, key: Key) -> tuple[Array, Array]:
         return couple(self, x0, x1, key=key)[:2]
+
+
+def _check_weight(condition: PyTree, weight: Scalar | None) -> None:
+    if weight is not None and not jax.tree.leaves(condition):
+        raise ValueError(
+            f"condition_weight={weight} needs a condition: give match or couple the condition of x1 as args"
+        )
+    if weight is not None:
+        check.within(weight, "condition_weight", least=0, finite=False)
+
+
+@program
+def _block_costs(x0, x1, condition, weight, batches):
+    """(batches, size, size)."""
+    blocks = jax.tree.map(lambda x: x.reshape(batches, -1, *x.shape[1:]), (x0, x1, condition))
+    return jax.vmap(lambda a, b, c: _cost(a, b, c, weight))(*blocks)
+
+
+@program
+def _block_pairs(x0, x1, order):
+    batches, size = order.shape
+    flat = (order + size * jnp.arange(batches, dtype=jnp.int32)[:, None]).ravel()
+    return _pairs(x0, x1, jnp.arange(len(flat), dtype=jnp.int32), flat)
 
 
 def _cost(x0: Array, x1: Array, condition: PyTree, weight: Scalar | None) -> Array:
@@ -269,13 +296,7 @@ def _cost(x0: Array, x1: Array, condition: PyTree, weight: Scalar | None) -> Arr
     cost = squared_distances(x0, x1)
     if weight is None:
         return cost
-    leaves = jax.tree.leaves(condition)
-    if not leaves:
-        raise ValueError(
-            f"condition_weight={weight} needs a condition: give match or couple the condition of x1 as args"
-        )
-    check.within(weight, "condition_weight", least=0, finite=False)
-    differ = sum(_mismatch(leaf, cost.dtype) for leaf in leaves)
+    differ = sum(_mismatch(leaf, cost.dtype) for leaf in jax.tree.leaves(condition))
     # 0 inf is not a number: pairs of one condition cost nothing at any weight.
     return cost + jnp.where(differ > 0, jnp.asarray(weight, cost.dtype) * differ, 0.0)
 
@@ -288,6 +309,7 @@ def _mismatch(c: Array, dtype: Any) -> Array:
     return jnp.any(c[:, None] != c[None], -1).astype(dtype)
 
 
+@program
 def _pairs(x0: Array, x1: Array, i: Array, j: Array) -> Pairs:
     difference = jax.lax.stop_gradient((x0[i] - x1[j]).reshape(len(i), -1))
     return Pairs(i, j, jnp.mean(jnp.sum(difference**2, axis=1)))

@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check
+from physml.core.program import program
 from physml.core.types import Field, Key, Scalar
 from physml.integrate import Dynamics, Matrix, ensemble
 
@@ -111,6 +112,7 @@ def forward_process(
     return ForwardProcess(jnp.eye(dim, dtype=dtype), swirl, duration, start)
 
 
+@program
 def evidence_bound(
     process: ForwardProcess, score: Field, x1: Array, *, key: Key, args: PyTree = None, times: int = 64
 ) -> Array:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from physml.core import check
+from physml.core.program import program
 from physml.core.quadrature import gauss_legendre
 from physml.core.types import Field, Key
 from physml.matching.paths.path import Path, trigonometric
@@ -132,7 +133,11 @@ def kinetic_metric(denoiser: Field, x1: Array, *, key: Key, angles: int = 65, sa
     check.count(angles, "angles", least=3)
     if check.count(samples, "samples", least=2) % 2:
         raise ValueError(f"samples must be even, got {samples}")
-    x1 = jnp.asarray(x1)
+    return _kinetic_metric(denoiser, jnp.asarray(x1), key, angles, samples)
+
+
+@program
+def _kinetic_metric(denoiser, x1, key, angles, samples):
     dtype = x1.dtype
     scale = jnp.sqrt(jnp.mean(x1 * x1))
     order_key, noise_key = jax.random.split(key)

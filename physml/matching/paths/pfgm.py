@@ -13,14 +13,13 @@ velocity and denoiser. D to infinity is EDM; small D is robust and heavy-tailed.
 """
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from physml.core import check
 from physml.core.types import Field, Key, Scalar
@@ -72,11 +71,16 @@ def empirical_denoiser(path: Path, points: Array, noise: StudentNoise) -> Field:
     """
     if not path.one_sided:
         raise ValueError("empirical_denoiser needs a path without gamma, whose source is the noise")
+    return _EmpiricalDenoiser(path, jnp.asarray(points), noise)
 
-    def denoiser(t: Any, x: Array, args: Any = None) -> Array:
-        y = points.astype(x.dtype)
-        (a, b, _), _ = path.coefficients(jnp.asarray(t, x.dtype))
-        log_w = jax.vmap(lambda y: noise.log_prob((x - b * y) / a))(y)
+
+class _EmpiricalDenoiser(eqx.Module):
+    path: Path
+    points: Array
+    noise: StudentNoise
+
+    def __call__(self, t: Scalar, x: Array, args: PyTree = None) -> Array:
+        y = self.points.astype(x.dtype)
+        (a, b, _), _ = self.path.coefficients(jnp.asarray(t, x.dtype))
+        log_w = jax.vmap(lambda y: self.noise.log_prob((x - b * y) / a))(y)
         return jnp.tensordot(jax.nn.softmax(log_w), y, 1)
-
-    return denoiser
