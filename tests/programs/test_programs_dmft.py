@@ -30,6 +30,13 @@ def _last(temperature):
     return jnp.sum(_glass(temperature))
 
 
+def _hubbard(U):
+    return dmft.BetheHubbard(U=U, beta=20.0, frequencies=64)
+
+
+X = jax.device_put(np.linspace(-1.0, 1.0, 6, dtype=np.float32).reshape(2, 3))
+START = dmft.solve(_hubbard(2.0)).unknowns
+
 CASES = {
     "causal": lambda: lambda: _glass(0.5),
     "fixed point": lambda: lambda: _mott(2.0),
@@ -43,6 +50,17 @@ CASES = {
     "edge_of_chaos": lambda: lambda: dmft.edge_of_chaos("erf", 0.05),
     "quartic": lambda: lambda: dmft.quartic(1.0, 50, 2, "tanh"),
     "ageing": lambda: lambda: dmft.ageing(3, 0.4),
+    "correlation_depth": lambda: lambda: dmft.correlation_depth("tanh", 1.2, 0.1),
+    "excess_kurtosis": lambda: lambda: dmft.excess_kurtosis(50, 2),
+    "edgeworth_density": lambda: lambda: dmft.edgeworth_density(np.linspace(-1.0, 1.0, 3), 1.0, 0.1),
+    "residual_nngp": lambda: lambda: dmft.residual_nngp(np.eye(2), 2),
+    "residual_ntk": lambda: lambda: dmft.residual_ntk(np.eye(2), 2),
+    "sample_network": lambda: lambda: dmft.sample_network(X, key=KEY, width=8, depth=2),
+    "critical_spread": lambda: lambda: dmft.critical_spread(0.3),
+    "curve": lambda: lambda: dmft.curve(_hubbard, 2.0, START, step=0.1, steps=2),
+    "fold": lambda: lambda: dmft.fold(_hubbard, 2.5, START, max_steps=3),
+    "leading_eigenvalue": lambda: lambda: dmft.leading_eigenvalue(_hubbard(2.0), START),
+    "finite_n, network": lambda: lambda: dmft.RandomNetwork(1.5, points=11).finite_n(20, key=KEY, t_max=80.0),
 }
 
 

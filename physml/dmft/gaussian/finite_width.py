@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from physml.core import check
+from physml.core.program import program
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.gaussian.infinite_width import check_variances
 from physml.dmft.gaussian.pairs import Activation, activation, moment, of_activation
@@ -135,6 +136,7 @@ def excess_kurtosis(
     return jnp.asarray(3 * (pair - 1))
 
 
+@program
 def edgeworth_density(y: ArrayLike, variance: Scalar, excess_kurtosis: Scalar) -> Array:
     r"""$p(y) = N(y; 0, \sigma^2)\,\bigl[1 + \tfrac{\kappa}{24} He_4(y/\sigma)\bigr]$, $He_4(u) = u^4 - 6u^2 + 3$.
 

@@ -26,6 +26,7 @@ from jaxtyping import Array
 
 from physml.core import check
 from physml.core.iterations import Damped
+from physml.core.program import program
 from physml.core.types import Key, Scalar
 from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 
@@ -120,6 +121,7 @@ class LinearResidual(AbstractModel):
         t = self.dt * jnp.arange(self.times, dtype=float)
         return ResidualKernels(t, 0.5 * error**2, error, order["Phi"], order["G"], order["A"], order["B"])
 
+    @program
     def finite_n(self, n: int, *, key: Key) -> ResidualKernels:
         """Gradient descent on a network of n neurons; its output at the start, O(n^{-1/2}), is left as it is."""
         L, T = self.depth, self.times

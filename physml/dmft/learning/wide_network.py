@@ -36,6 +36,7 @@ from jaxtyping import Array
 
 from physml.core import check
 from physml.core.iterations import Damped
+from physml.core.program import program
 from physml.core.quadrature import trapezoid_matrix
 from physml.core.types import Key, Scalar, is_traced
 from physml.dmft.equations.average import MonteCarlo, in_batches
@@ -318,6 +319,7 @@ class WideNetwork(AbstractModel):
         ntk = self._tangent_kernel(order["Phi"], order["G"])
         return Training(t, f, loss, order["output"], square(order["Phi"]), square(order["G"]), ntk)
 
+    @program
     def finite_n(self, n: int, *, key: Key, substeps: int = 1) -> Training:
         """A network of width n trained from its own random weights by gradient flow, `substeps` of Runge and Kutta for
         every dt.

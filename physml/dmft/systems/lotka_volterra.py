@@ -19,6 +19,7 @@ from jaxtyping import Array
 from physml.core import check
 from physml.core._status import Code
 from physml.core.iterations import Newton
+from physml.core.program import program
 from physml.core.types import Key, Scalar
 from physml.dmft.equations.solve import AbstractModel, SelfConsistent
 
@@ -94,6 +95,10 @@ class LotkaVolterra(AbstractModel):
     def finite_n(self, n: int, *, key: Key, t_max: float = 200.0, dt: float = 0.05) -> Abundances:
         """n species from random abundances, in logarithms so that none turns negative; `v` is not measured but follows
         from the survivors' linear response."""
+        return self._simulated(n, key, round(t_max / dt), dt)
+
+    @program
+    def _simulated(self, n, key, steps, dt):
         first, second, start = jax.random.split(key, 3)
         a, b = jax.random.normal(first, (n, n)), jax.random.normal(second, (n, n))
         # z_ij = c a_ij + s a_ji has <z_ij z_ji> = 2 c s = gamma with c^2 + s^2 = 1.
@@ -107,7 +112,7 @@ class LotkaVolterra(AbstractModel):
             half = log_n + 0.5 * dt * rate(log_n)
             return jnp.maximum(log_n + dt * rate(half), -30.0), None
 
-        log_n, _ = jax.lax.scan(step, jnp.log(jax.random.uniform(start, (n,), minval=0.1)), length=round(t_max / dt))
+        log_n, _ = jax.lax.scan(step, jnp.log(jax.random.uniform(start, (n,), minval=0.1)), length=steps)
         abundance = jnp.exp(log_n)
         # Who would grow when rare stays; those who would not may take very long to vanish.
         alive = couplings @ abundance < 1

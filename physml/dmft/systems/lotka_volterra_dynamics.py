@@ -20,6 +20,7 @@ from jaxtyping import Array
 
 from physml.core import check
 from physml.core.iterations import Damped
+from physml.core.program import program
 from physml.core.quadrature import trapezoid_matrix
 from physml.core.types import Key, Scalar
 from physml.dmft.equations.average import MonteCarlo
@@ -146,6 +147,7 @@ class LotkaVolterraDynamics(AbstractModel):
     def verdict(self, order):
         return proper(order.C, order.R)
 
+    @program
     def finite_n(self, n: int, *, key: Key) -> Community:
         """One community of n species by Heun's rule in logarithms; entries of R have errors of order 1 / sqrt(n dt)."""
         first, second, begin, probe = jax.random.split(key, 4)

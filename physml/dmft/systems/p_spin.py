@@ -145,13 +145,15 @@ class SphericalPSpin(AbstractCausalModel):
         good = jnp.max(jnp.abs(order.C)) <= 1 + self.dt**2
         return jnp.where(good, Code.ok, Code.unphysical).astype(jnp.int32)
 
+    @program
     def finite_n(self, n: int, *, key: Key, probes: int = 1) -> TwoTime:
         """One system of n spins with all its couplings (p <= 4, n^p numbers), by Heun steps projected on the sphere.
 
         `R` is measured along `probes` random fields that are independent at every time: its entries carry errors of
         order sqrt(n_t / (n probes)) / dt that average out in integrals. Starts at infinite temperature.
         """
-        if not math.isinf(float(self.initial_temperature)):
+        hot = check.known(self.initial_temperature)
+        if hot is not None and not math.isinf(hot):
             raise ValueError("finite_n starts at infinite temperature; leave initial_temperature at its default")
         if n**self.p > LARGEST_TENSOR:
             raise ValueError(f"n^p = {n}^{self.p} couplings are more than {LARGEST_TENSOR}: take n smaller")

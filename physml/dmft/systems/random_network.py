@@ -27,6 +27,7 @@ from jaxtyping import Array
 from physml.core import check
 from physml.core._status import Code
 from physml.core.iterations import Newton
+from physml.core.program import program
 from physml.core.quadrature import gauss_hermite
 from physml.core.types import Key, Scalar
 from physml.dmft.equations.solve import AbstractModel, SelfConsistent
@@ -152,6 +153,10 @@ class RandomNetwork(AbstractModel):
         lags = min(self.points, saved // 2)
         if lags < 2:
             raise ValueError(f"t_max - warm_up = {t_max - warm_up} holds no lags of the grid: take it longer")
+        return self._simulated(n, key, dt, copies, round(warm_up / dt), stride, saved, lags)
+
+    @program
+    def _simulated(self, n, key, dt, copies, warm_up, stride, saved, lags):
         j_key, x_key, v_key = jax.random.split(key, 3)
         J = self.g * jax.random.normal(j_key, (n, n)) / n**0.5
         move = lambda x: rk4(lambda _, x: self.phi(x) @ J.T - x, 0.0, x, dt)
@@ -168,7 +173,7 @@ class RandomNetwork(AbstractModel):
 
         x = jax.random.normal(x_key, (copies, n))
         v = jax.random.normal(v_key, (copies, n))
-        start, _ = lax.scan(lambda c, _: (one(c, None)[0], None), (x, v), length=round(warm_up / dt))
+        start, _ = lax.scan(lambda c, _: (one(c, None)[0], None), (x, v), length=warm_up)
         _, (xs, growth) = lax.scan(interval, start, length=saved)
         # One lag at a time: the averages run over all pairs of saved times that far apart.
         C = jnp.stack([jnp.mean(xs[: saved - k] * xs[k:]) for k in range(lags)])

@@ -20,6 +20,7 @@ from jaxtyping import Array
 
 from physml.core import check
 from physml.core.iterations import Damped
+from physml.core.program import program
 from physml.core.quadrature import trapezoid_matrix
 from physml.core.types import Key, Scalar
 from physml.dmft.equations.average import MonteCarlo
@@ -125,6 +126,7 @@ class SoftSpinSK(AbstractModel):
     def verdict(self, order):
         return proper(order.C, order.R)
 
+    @program
     def finite_n(self, n: int, *, key: Key) -> TwoTime:
         """One system of n spins by Heun's rule; entries of R have errors of order 1 / sqrt(n dt)."""
         couple, begin, kick, probe = jax.random.split(key, 4)
