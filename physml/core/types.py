@@ -14,7 +14,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 Scalar: TypeAlias = float | int | Array | np.ndarray | np.floating | np.integer
 
 # Several numbers, also as a list.
-Numbers: TypeAlias = Array | np.ndarray | np.generic | float | Sequence[Any]
+Numbers: TypeAlias = Scalar | np.generic | Sequence[Any]
 
 # A field f(t, x, args) acts on one sample; batches are jax.vmap at the edge.
 Field: TypeAlias = Callable[..., PyTree]
