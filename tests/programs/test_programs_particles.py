@@ -59,6 +59,10 @@ def _game():
     return p.Game(_payoff, _half, _half, 0.5)
 
 
+def _spread(measure):
+    return measure.expect(_half)
+
+
 KERNELS = {
     "overdamped": (lambda: p.overdamped(_half, 0.1), lambda: _points()[0]),
     "mala": (lambda: p.mala(_half, 0.1), lambda: _points()[0]),
@@ -67,6 +71,15 @@ KERNELS = {
     "proximal": (lambda: p.proximal(_half, p.L1(0.5), 0.1, 0.1), lambda: _points()[0]),
     "mirror": (lambda: p.mirror(_half, 0.1, p.HyperbolicEntropy()), lambda: _points()[0]),
     "sgld": (lambda: p.sgld(_data(), 0.1), lambda: _points()[0]),
+    "sghmc": (lambda: p.sghmc(_data(), 0.1), lambda: _points()[0]),
+    "structured": (lambda: p.structured(_data(), jnp.asarray([0, 1]), 0.1), lambda: _points()[0]),
+    "proximal_mala": (lambda: p.proximal_mala(_half, p.L1(0.5), 0.1, 0.1), lambda: _points()[0]),
+    "bregman_proximal": (
+        lambda: p.bregman_proximal(_half, p.L1(0.5), 0.1, 0.1, p.HyperbolicEntropy()),
+        lambda: _points()[0],
+    ),
+    "mean_field_langevin": (lambda: p.mean_field_langevin(_spread, 0.1, 0.5), _points),
+    "underdamped_mean_field": (lambda: p.underdamped_mean_field(_spread, 0.1), _points),
     "consensus": (lambda: p.consensus(_half), _points),
     "interacting": (lambda: p.interacting(_drift, 0.1), _points),
     "descent_ascent": (lambda: p.descent_ascent(_game(), 0.1), lambda: p.Players(_points(), _points())),
@@ -134,6 +147,20 @@ CALLS = {
     "linear_entropy_production": lambda: lambda: p.linear_entropy_production(EYE, TIMES[1:3]),
     "stationary_covariance": _on_points(lambda x, k: p.stationary_covariance(k, x[0]), k=KERNELS["overdamped"][0]),
     "integrated_time": _on_points(lambda x, k: p.integrated_time(k, x[0]), k=KERNELS["underdamped"][0]),
+    "moreau_envelope": _on_points(lambda x, g: p.moreau_envelope(g, x[0], 0.1), g=lambda: p.L1(0.5)),
+    "bregman_envelope": _on_points(
+        lambda x, g: p.bregman_envelope(g, x[0], 0.1, p.Quadratic(1.0)), g=lambda: p.L1(0.5)
+    ),
+    "bregman_divergence": _on_points(lambda x: p.bregman_divergence(p.HyperbolicEntropy(), x[0], x[1])),
+    "curvature": _on_points(lambda x: p.curvature(p.HyperbolicEntropy(), x[0])),
+    "soft_threshold": _on_points(lambda x: p.soft_threshold(x[0], x[1])),
+    "consensus_point": _on_points(lambda x: p.consensus_point(x, x[:, 0], 2.0)),
+    "consensus_point_gaussian": lambda: lambda: p.consensus_point_gaussian(MEAN, EYE, EYE, 2.0),
+    "mean_square_rate": _on_points(lambda x, k: p.mean_square_rate(k, 2), k=lambda: p.consensus(_half)),
+    "first_variation": _on_points(lambda x: p.first_variation(_spread, p.Particles(x))(x[0])),
+    "ginibre_density": _on_points(lambda x: p.ginibre_density(jnp.abs(x[:, 0]), 3)),
+    "virial_law": lambda: lambda: p.virial_law(3, 2.0),
+    "probability_velocity": _on_points(lambda x: p.probability_velocity(_field, _field, 1.0)(0.0, x[0], None)),
     "gaussian_limit": lambda: lambda: p.gaussian_limit(_drift, MEAN, EYE, TIMES),
 }  # fmt: skip
 

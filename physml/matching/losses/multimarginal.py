@@ -13,6 +13,7 @@ one of the laws is N(0, I) the score of x(a) is $-g_k/a_k$.
 (2023), eqs. 5-9 and section 2.3.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
+from physml.core import check
 from physml.core.program import program
 from physml.core.types import Field, Key, Scalar, shape_of
 from physml.matching.exact.mixture import MixtureLike, _check_mixture
@@ -163,9 +165,15 @@ def learn_curve(
     bulge = 0.02 * jax.random.normal(begin, (modes, shape[0])) + 0.4 * jnp.eye(modes, 1)
     curve = eqx.tree_at(lambda c: c.coefficients, curve, bulge)
 
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    optimizer = _adam(float(learning_rate), check.count(steps, "steps"))
     loss = _CurveEnergy(field)
     return fit(loss, curve, sampler, optimizer=optimizer, steps=steps, key=train_key, progress=progress).model
+
+
+@functools.cache
+def _adam(learning_rate, steps):
+    """One object for equal numbers: an optimiser written anew would be compiled anew."""
+    return optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
 
 class _CurveEnergy(eqx.Module):

@@ -18,6 +18,7 @@ from jaxtyping import Array, PyTree
 
 from physml.core import check
 from physml.core.noise import normal, uniform
+from physml.core.program import program
 from physml.core.types import Key, Scalar
 from physml.particles.kernels.base import AbstractKernel, Info, check_position
 
@@ -91,6 +92,7 @@ class Consensus(AbstractKernel):
         return Swarm(x, best, jnp.where(better, values, best_energy), point)
 
 
+@program
 def consensus_point(x: Array, energies: Array, alpha: Scalar) -> Array:
     r"""$v_\alpha = \sum_i x_i e^{-\alpha f_i}/\sum_i e^{-\alpha f_i}$, (d,): x (N, d), energies (N,).
 
