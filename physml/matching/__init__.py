@@ -14,11 +14,10 @@ from physml.matching.couplings.couple import (
     Independent as Independent,
     Keep as Keep,
     Pairs as Pairs,
-    Plan as Plan,
     couple as couple,
-    sinkhorn as sinkhorn,
     squared_distances as squared_distances,
 )
+from physml.matching.couplings.sinkhorn import Plan as Plan, sinkhorn as sinkhorn
 from physml.matching.exact.fokker_planck import (
     potential_residual as potential_residual,
     score_residual as score_residual,

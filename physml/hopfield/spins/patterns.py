@@ -54,6 +54,11 @@ def pseudo_inverse(patterns: Patterns, *, diagonal: bool = False) -> Float[Array
     k, n = patterns.shape
     if k > n:
         raise ValueError(f"a projector needs at most N = {n} patterns, got {k}")
+    return _pseudo_inverse(patterns, diagonal)
+
+
+@program
+def _pseudo_inverse(patterns, diagonal):
     couplings = patterns.T @ jnp.linalg.solve(patterns @ patterns.T, patterns)
     return couplings if diagonal else couplings - jnp.diag(jnp.diag(couplings))
 

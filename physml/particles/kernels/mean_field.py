@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from physml.core import check
+from physml.core.program import program
 from physml.core.types import Key, Scalar
 from physml.particles.kernels.base import (
     AbstractKernel,
@@ -51,17 +52,23 @@ def first_variation(functional: Functional, measure: AbstractMeasure) -> Callabl
     **Arguments.** `functional`: measure -> scalar; it sees a `Particles` on the nodes of `measure` and one more.
     **Cost.** One evaluation with its derivative for each x.
     """
-    points, weights = measure.nodes()
+    return _Variation(functional, *measure.nodes())
 
-    def variation(x):
-        support = jnp.concatenate([points, x[None, :].astype(points.dtype)])
 
-        def along(epsilon):
-            return functional(Particles(support, jnp.append((1 - epsilon) * weights, epsilon)))
+class _Variation(eqx.Module):
+    functional: Functional
+    points: Array
+    weights: Array
 
-        return jax.jvp(along, (jnp.zeros((), points.dtype),), (jnp.ones((), points.dtype),))[1]
+    def __call__(self, x: Array) -> Array:
+        return _variation(self.functional, self.points, self.weights, x)
 
-    return variation
+
+@program
+def _variation(functional, points, weights, x):
+    support = jnp.concatenate([points, x[None, :].astype(points.dtype)])
+    along = lambda epsilon: functional(Particles(support, jnp.append((1 - epsilon) * weights, epsilon)))
+    return jax.jvp(along, (jnp.zeros((), points.dtype),), (jnp.ones((), points.dtype),))[1]
 
 
 def mean_field_langevin(functional: Functional, step_size: Scalar, temperature: Scalar) -> Overdamped:
