@@ -63,7 +63,7 @@ SMOKE = Config(sizes=(5,), examples=300, networks=2, width=24, steps=200, accura
 SABOTAGE = (
     Sabotage(
         "the charges are annealed but not descended", hypersphere, "_descend",
-        lambda exact: lambda x, s: (x, jax.vmap(hyperspherical_energy)(x)),
+        lambda exact: lambda x, s, most: (x, jax.vmap(hyperspherical_energy)(x), *jnp.ones((2, len(x)), int)),
     ),
     Sabotage(
         "the neurons attract", sys.modules[__name__], "_repulsion", lambda exact: lambda nets: -exact(nets)
