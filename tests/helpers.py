@@ -61,6 +61,7 @@ def assert_compiles_once(make: Callable[[], Callable[[], Any]], first: int = 4) 
     `make()` builds what is called and its arguments anew, with functions that are defined once.
     """
     call = make()
+    jax.clear_caches()  # what other tests compiled is none of this call's
     with programs() as compiled:
         jax.block_until_ready(jax.tree.leaves(call()))
     again = make()

@@ -222,8 +222,9 @@ ON_BATCHES = {
 
 @pytest.mark.parametrize("name", ON_BATCHES)
 def test_on_batches(name):
-    # Rows and stacks of the batches are programs of the cases themselves.
-    assert_compiles_once(ON_BATCHES[name], first=7)
+    # Rows and stacks of the batches are programs of the cases themselves; `light_bridge` fits, and its optimiser's
+    # state is made eagerly.
+    assert_compiles_once(ON_BATCHES[name], first=12 if name == "light_bridge" else 7)
 
 
 CASES = {

@@ -168,12 +168,13 @@ def ground_state_load(p: int) -> Array:
     lines = glass_lines(p)
     if not is_traced(lines):
         lines.check()
-    return _ground(p, jnp.where(lines.status.ok, lines.energy, jnp.nan))
+    return _ground(p, lines.energy, lines.status.code)
 
 
 @float64_program(static=("p",))
-def _ground(p, unit):
+def _ground(p, unit, code):
     """At T = 0 the retrieval branch is explicit in y = h / sqrt(V): bisection along it, from strong signals down."""
+    unit = jnp.where(code <= Code.precision_limited, unit, jnp.nan)
     memory, zero = Memory(p), jnp.zeros(())
 
     def at(v):

@@ -108,8 +108,13 @@ def forward_process(
     swirl of zero is a saddle for data that look the same in a mirror."""
     check.count(dim, "dim")
     dtype = jnp.result_type(float) if dtype is None else dtype
+    return ForwardProcess(*_standard(dim, key, jnp.dtype(dtype)), duration, start)
+
+
+@program
+def _standard(dim, key, dtype):
     swirl = jnp.zeros((dim, dim), dtype) if key is None else 0.1 * jax.random.normal(key, (dim, dim), dtype)
-    return ForwardProcess(jnp.eye(dim, dtype=dtype), swirl, duration, start)
+    return jnp.eye(dim, dtype=dtype), swirl
 
 
 @program

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from physml.core import check
+from physml.core.program import program
 from physml.core.types import Scalar
 from physml.particles.energies.nonsmooth import AbstractNonsmooth, ordered, soft_threshold
 
@@ -41,11 +42,13 @@ class AbstractLegendre(eqx.Module):
         r"""$\nabla\varphi^*(y)$."""
 
 
+@program
 def curvature(legendre: AbstractLegendre, x: Array) -> Array:
     r"""$\varphi_i''(x_i)$, like x."""
     return jax.jvp(legendre.dual, (x,), (jnp.ones_like(x),))[1]
 
 
+@program
 def bregman_divergence(legendre: AbstractLegendre, x: Array, y: Array) -> Array:
     r"""$D_\varphi(x, y) = \varphi(x) - \varphi(y) - \langle \nabla\varphi(y), x - y\rangle$."""
     return legendre(x) - legendre(y) - jnp.sum(legendre.dual(y) * (x - y))
@@ -193,6 +196,7 @@ class BregmanL1(AbstractNonsmooth):
         return self.legendre.primal(middle + soft_threshold(y - middle, amount))
 
 
+@program
 def bregman_envelope(nonsmooth: AbstractNonsmooth, x: Array, smoothing: Scalar, legendre: AbstractLegendre) -> Array:
     r"""The left Bregman-Moreau envelope $g_\lambda(x) = \min_z g(z) + D_\varphi(z, x)/\lambda$; z is `nonsmooth.prox`.
 

@@ -40,6 +40,7 @@ class AbstractNonsmooth(eqx.Module):
         r"""$\mathrm{prox}_{\lambda g}(x)$ for $\lambda$ = `smoothing`."""
 
 
+@program
 def moreau_envelope(nonsmooth: AbstractNonsmooth, x: PyTree, smoothing: Scalar) -> Array:
     r"""$g_\lambda(x) = \min_y g(y) + |x - y|^2/2\lambda$, at the minimiser that `nonsmooth.prox` gives.
 
