@@ -234,6 +234,7 @@ def _stochastic(energy, step_size, friction, temperature, scheme, shuffle):
 
 
 def check_data(energy):
+    """Raise a `ValueError` unless `energy` is a `MinibatchEnergy` whose batches are no larger than its data."""
     check.instance(energy, "energy", MinibatchEnergy, "a MinibatchEnergy(term, data, batch_size)")
     if energy.batch_size > energy.size:
         raise ValueError(f"batch_size must be at most the {energy.size} data, got {energy.batch_size}")
