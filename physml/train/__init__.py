@@ -1,6 +1,7 @@
 """One readable training step and loop: accumulation, clipping, averages, checkpoints, device meshes."""
 
 from physml.train._fit import Fit as Fit, NonFiniteError as NonFiniteError, fit as fit
+from physml.train._minimise import Minimum as Minimum, minimise as minimise
 from physml.train.checkpoint import Checkpoint as Checkpoint, CheckpointError as CheckpointError
 from physml.train.mesh import data_parallel as data_parallel, replicate as replicate
 from physml.train.report import History as History

@@ -172,19 +172,10 @@ def fit(
                 with hold_interrupts():
                     constants = (loss, optimizer, frozen, data, key, jnp.int32(count), static, sharding)
                     state, rows, ran, healthy = _run(constants, state)
-                    rows, ran, healthy = jax.device_get((rows, ran, healthy))
-                    finite = rows.pop("finite")[ran - 1]
-                    if past and set(past) != set(rows):
-                        raise CheckpointError(
-                            f"the loss reports {sorted(rows)}, but the checkpoint's history {sorted(past)}: "
-                            "call fit with the loss that it was made with, or give Checkpoint another path"
-                        )
-                    last = {name: x[ran - 1] for name, x in rows.items()}
-                    good = int(ran) if finite else int(ran) - 1
-                    recorder.add(rows, good)
+                    last, healthy = _record(recorder, rows, ran, healthy, past)
                 bar.set_postfix_str(f"loss {float(last['loss']):.4g}", refresh=False)
-                bar.update(good)
-                _raise_if_not_finite(recorder.done, last, bool(healthy), store)
+                bar.update(recorder.done - done)
+                _raise_if_not_finite(recorder.done, last, healthy, store)
                 done = recorder.done
                 if store is not None and (done % store.every == 0 or done == steps):
                     with hold_interrupts():
@@ -243,6 +234,19 @@ def _run(constants: tuple, state: State):
     # An optimiser can overflow on a finite gradient; such parameters must not reach a checkpoint.
     healthy = jnp.all(jnp.stack([jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(state.params)]))
     return state, rows, ran, healthy
+
+
+def _record(recorder, rows, ran, healthy, past):
+    """Writes down the steps of a chunk that were finite: the last step's numbers, and whether the parameters are."""
+    rows, ran, healthy = jax.device_get((rows, ran, healthy))
+    finite = rows.pop("finite")[ran - 1]
+    if past and set(past) != set(rows):
+        raise CheckpointError(
+            f"the loss reports {sorted(rows)}, but the checkpoint's history {sorted(past)}: "
+            "call fit with the loss that it was made with, or give Checkpoint another path"
+        )
+    recorder.add(rows, int(ran) if finite else int(ran) - 1)
+    return {name: x[ran - 1] for name, x in rows.items()}, bool(healthy)
 
 
 def _resume(store, state, steps, resume):

@@ -40,3 +40,11 @@ def test_fit():
 def test_learn_curve():
     call = lambda: matching.learn_curve(_weighted, _sampler, 0, 1, key=KEY, modes=2, nodes=3, steps=3).coefficients
     assert_compiles_once(lambda: call, first=40)
+
+
+def _square(x):
+    return jnp.sum(x**2)
+
+
+def test_minimise():
+    assert_compiles_once(lambda: lambda: train.minimise(_square, _start()[0], ADAM, steps=3), first=3)

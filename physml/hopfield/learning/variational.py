@@ -19,20 +19,18 @@ continual learning (2023).
 """
 
 import math
-from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jax.scipy.special import log_ndtr, ndtr
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from physml.core import check
 from physml.core.program import program
 from physml.core.special import log_2cosh, sech2
 from physml.core.types import Scalar
 from physml.hopfield.learning.perceptron import check_examples
+from physml.train import minimise
 
 Fields = tuple[Array, ...]  # theta of each layer, (inputs, outputs)
 
@@ -67,21 +65,6 @@ def kl_divergence(fields: Fields, prior: Fields) -> Array:
     return sum((one(a, b) for a, b in zip(fields, prior, strict=True)), jnp.zeros((), fields[0].dtype))
 
 
-def minimise(objective: Callable[[PyTree], Array], start: PyTree, *, steps: int, rate: Scalar) -> tuple[PyTree, Array]:
-    """`steps` of Adam with a rate that falls as a cosine; the last point and the objective along the way (steps,)."""
-    tool = optax.adam(optax.cosine_decay_schedule(rate, steps))
-
-    def step(carry, _):
-        x, state = carry
-        value, slope = jax.value_and_grad(objective)(x)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes its counter with floats
-            move, state = tool.update(slope, state)
-        return (optax.apply_updates(x, move), state), value
-
-    (x, _), values = lax.scan(step, (start, tool.init(start)), length=steps)
-    return x, values
-
-
 def learn(
     inputs: Float[Array, "m n"],
     labels: Float[Array, " m"],
@@ -110,4 +93,5 @@ def learn(
 def _learn(inputs, labels, prior, start, weight, steps, rate):
     weight = jnp.asarray(weight, inputs.dtype)
     loss = lambda fields: weight * kl_divergence(fields, prior) - log_likelihood(fields, inputs, labels)
-    return minimise(loss, start, steps=steps, rate=rate)
+    found = minimise(loss, start, optax.adam(optax.cosine_decay_schedule(rate, steps)), steps=steps)
+    return found.x, found.losses

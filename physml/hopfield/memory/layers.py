@@ -139,25 +139,8 @@ class Hopfield(eqx.Module):
         for name in (*normalise, *static):
             if name not in _INPUTS:
                 raise ValueError(f"{name!r} in normalise or static: expected names among {_INPUTS}")
-        # What is not projected fixes the size of the space it lives in.
-        raw = [sizes[name] for name in ("state", "stored") if name in static]
-        if head_dim is None:
-            head_dim = raw[0] if raw else d_model // heads if heads else 0
-            if not raw and head_dim * heads != d_model:
-                raise ValueError(f"d_model={d_model} is not a multiple of heads={heads}: change one, or give head_dim")
-        inside = stored_dim if "stored" in static else heads * head_dim
-        values = inside if connected else projection_dim
-        if pattern_dim is None:
-            pattern_dim = values if "projection" in static and not connected else head_dim
+        head_dim, pattern_dim, values = _widths(sizes, heads, head_dim, pattern_dim, static, connected)
         out_dim = d_model if out_dim is None else out_dim
-        for name, n in sizes.items() | {"heads": heads, "head_dim": head_dim, "pattern_dim": pattern_dim}.items():
-            check.count(n, name)
-        if any(n != head_dim for n in raw):
-            raise ValueError(f"static patterns of size {raw}: expected head_dim={head_dim}, since nothing maps them")
-        if "projection" in static and (connected or pattern_dim != projection_dim):
-            raise ValueError(f"a static projection of size {projection_dim} cannot be connected or mapped")
-        if connected and (projection_dim != stored_dim or "stored" in static):
-            raise ValueError("connected sends projections through the map of the stored patterns: sizes must agree")
         check.within(dropout, "dropout", least=0, below=1)
         betas = (float(head_dim) ** -0.5,) * heads if beta is None else _per_head(beta, heads)
         check.within(betas, "beta", above=0)
@@ -239,6 +222,30 @@ class Hopfield(eqx.Module):
             o = o @ self.out_weight
             o = o if self.out_bias is None else o + self.out_bias[None, :]
         return (o, weights) if return_weights else o
+
+
+def _widths(sizes, heads, head_dim, pattern_dim, static, connected):
+    """The dimensions of a head's associations and of its projections, and of what the latter are made from."""
+    d_model, stored_dim, projection_dim = sizes.values()
+    # What is not projected fixes the size of the space it lives in.
+    raw = [sizes[name] for name in ("state", "stored") if name in static]
+    if head_dim is None:
+        head_dim = raw[0] if raw else d_model // heads if heads else 0
+        if not raw and head_dim * heads != d_model:
+            raise ValueError(f"d_model={d_model} is not a multiple of heads={heads}: change one, or give head_dim")
+    inside = stored_dim if "stored" in static else heads * head_dim
+    values = inside if connected else projection_dim
+    if pattern_dim is None:
+        pattern_dim = values if "projection" in static and not connected else head_dim
+    for name, n in sizes.items() | {"heads": heads, "head_dim": head_dim, "pattern_dim": pattern_dim}.items():
+        check.count(n, name)
+    if any(n != head_dim for n in raw):
+        raise ValueError(f"static patterns of size {raw}: expected head_dim={head_dim}, since nothing maps them")
+    if "projection" in static and (connected or pattern_dim != projection_dim):
+        raise ValueError(f"a static projection of size {projection_dim} cannot be connected or mapped")
+    if connected and (projection_dim != stored_dim or "stored" in static):
+        raise ValueError("connected sends projections through the map of the stored patterns: sizes must agree")
+    return head_dim, pattern_dim, values
 
 
 def _per_head(beta, heads):

@@ -25,14 +25,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.scipy.special import log_ndtr
 
 from physml import data
 from physml.hopfield import examples_of, flipped, learn, log_likelihood, margins, messages
-from physml.hopfield.learning.variational import minimise
 from physml.hopfield.theory import random_label_capacity, student_transitions, two_tasks, variational_tasks
 from physml.metrics import mean_and_error
 from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
+from physml.train import minimise
 
 INFO = RecipeInfo(
     paper="Li, Huang, Zou and Huang, Statistical mechanics of continual learning (2023)",
@@ -207,7 +208,7 @@ def _elastic(x, y, start, importance, strength, steps):
         pull = jax.tree.map(lambda f, a, b: jnp.sum(f * (a - b) ** 2), importance, fields, start)
         return 0.5 * strength * sum(jax.tree.leaves(pull)) - log_likelihood(fields, x, y)
 
-    return minimise(loss, start, steps=steps, rate=0.05)[0]
+    return minimise(loss, start, optax.adam(optax.cosine_decay_schedule(0.05, steps)), steps=steps).x
 
 
 @eqx.filter_jit

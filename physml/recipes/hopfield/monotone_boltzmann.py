@@ -28,7 +28,7 @@ from physml.core.iterations import Anderson
 from physml.data import digits
 from physml.hopfield.learning.boltzmann import monotone_boltzmann, softmax
 from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment
-from physml.recipes.hopfield._descent import descend
+from physml.train import minimise
 
 INFO = RecipeInfo(
     paper="Feng, Winston and Kolter, Monotone deep Boltzmann machines (2023)",
@@ -148,8 +148,8 @@ def _train(config, values, key):
 
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(config.steps))
-    machine, losses = eqx.filter_jit(lambda machine: descend(optimizer, loss, machine, keys))(machine)
-    return machine, np.asarray(losses, np.float64)
+    found = minimise(loss, machine, optimizer, batches=keys).check()
+    return found.x, np.asarray(found.losses, np.float64)
 
 
 def _unique(study, config, machine, values, key):

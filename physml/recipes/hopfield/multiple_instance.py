@@ -33,7 +33,7 @@ from physml import data, hopfield
 from physml.core.types import Key
 from physml.metrics import Estimate, mean_and_error
 from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
-from physml.recipes.hopfield._descent import descend
+from physml.train import minimise
 
 INFO = RecipeInfo(
     paper="Ramsauer et al., Hopfield networks is all you need (2021); Ilse et al. (2018)",
@@ -148,8 +148,9 @@ def make_bags(x: np.ndarray, y: np.ndarray, count: int, sizes: tuple[int, int], 
 def _train(models, batches, loss, steps, rate):
     """Adam on all data at once, for several models with data of their own."""
     optimizer = optax.adamw(rate, weight_decay=1e-2)
-    one = lambda pair: descend(optimizer, lambda model, _: loss(model, pair[1]), pair[0], jnp.arange(steps))
-    return jax.lax.map(one, (models, batches))
+    one = lambda pair: minimise(lambda model: loss(model, pair[1]), pair[0], optimizer, steps=steps)
+    found = jax.lax.map(one, (models, batches))
+    return found.x, found.losses
 
 
 def _nats(logit, label):

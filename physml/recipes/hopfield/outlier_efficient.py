@@ -37,7 +37,7 @@ from physml.core.types import Key
 from physml.hopfield import Hopfield
 from physml.nn import adaptive_layer_norm
 from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
-from physml.recipes.hopfield._descent import descend
+from physml.train import minimise
 
 INFO = RecipeInfo(
     paper="Hu et al., Outlier-efficient Hopfield layers for large transformer-based models (2024)",
@@ -173,7 +173,8 @@ def _train(model, batches, rate):
     """Adam over batches (steps, batch, length)."""
     steps = len(batches)
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 10, steps, 0.1 * rate)
-    return descend(optax.adam(schedule), lambda model, x: jnp.mean(_loss(model, x)[0]), model, batches)
+    found = minimise(lambda model, x: jnp.mean(_loss(model, x)[0]), model, optax.adam(schedule), batches=batches)
+    return found.x, found.losses
 
 
 @jax.jit

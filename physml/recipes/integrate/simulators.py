@@ -37,6 +37,7 @@ import optax
 from jax import lax
 from scipy import integrate as quadrature, stats
 
+from physml import train
 from physml.core import in_float64
 from physml.integrate import SRA1, Dynamics, EulerMaruyama, ensemble
 from physml.metrics import mean_and_error
@@ -271,16 +272,9 @@ def _objective(log_parameters, observed, precision, floor, paths, key):
 def _descend(start, observed, precision, floor, key, *, paths, steps):
     """Adam from `start`; the parameters after each step and the objective before it. The noise stays the same."""
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, steps))
-
-    def step(carry, _):
-        theta, state = carry
-        value, slope = jax.value_and_grad(_objective)(theta, observed, precision, floor, paths, key)
-        with jax.numpy_dtype_promotion("standard"):  # optax multiplies its integer count by floats
-            update, state = optimizer.update(slope, state)
-        theta = optax.apply_updates(theta, update)
-        return (theta, state), (theta, value)
-
-    return lax.scan(step, (start, optimizer.init(start)), length=steps)[1]
+    loss = lambda theta: _objective(theta, observed, precision, floor, paths, key)
+    found = train.minimise(loss, start, optimizer, steps=steps, history=True)
+    return found.history, found.losses
 
 
 @in_float64

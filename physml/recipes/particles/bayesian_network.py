@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from physml import particles
+from physml import particles, train
 from physml.metrics import mean_and_error
 from physml.recipes import RecipeInfo, Sabotage, Settings, draw, experiment, setting
 
@@ -96,14 +96,7 @@ def _modes(thetas, data, weight, steps):
     optimizer = optax.adam(optax.cosine_decay_schedule(0.03, steps))
     energy = particles.MinibatchEnergy(term, data, 1, lambda theta: weight * prior(theta))
 
-    def fit(theta):
-        def step(carry, _):
-            theta, memory = carry
-            updates, memory = optimizer.update(jax.grad(energy.__call__)(theta), memory)
-            return (optax.apply_updates(theta, updates), memory), None
-
-        return jax.lax.scan(step, (theta, optimizer.init(theta)), length=steps)[0][0]
-
+    fit = lambda theta: train.minimise(lambda x: energy(x), theta, optimizer, steps=steps).x
     return jax.vmap(fit)(thetas)
 
 
@@ -143,8 +136,7 @@ def _split(config, key):
     data, (x, y) = _data(config, keys[0])
     energy = particles.MinibatchEnergy(term, data, config.batch_size, prior)
     starts = jax.vmap(lambda k: start(k, x.shape[1], config.hidden))(jax.random.split(keys[1], config.members))
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes its counter with floats
-        trained, modes = (_modes(starts, data, jnp.float32(weight), config.train_steps) for weight in (0, 1))
+    trained, modes = (_modes(starts, data, jnp.float32(weight), config.train_steps) for weight in (0, 1))
     pick = lambda thetas, rows: jax.tree.map(lambda leaf: leaf[rows], thetas)
     p = {"single": np.stack([_probability(pick(trained, slice(m, m + 1)), x) for m in range(3)])}
     p["ensemble"] = np.asarray(_probability(trained, x))[None]
