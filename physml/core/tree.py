@@ -1,9 +1,11 @@
 """Arithmetic on pytrees, leaf by leaf in the dtype of the first."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 
@@ -21,6 +23,21 @@ def add(x: PyTree, *terms: tuple[Any, PyTree]) -> PyTree:
 def plus(x: PyTree, *others: PyTree) -> PyTree:
     """The sum of pytrees like x."""
     return jax.tree.map(lambda a, *bs: sum((jnp.asarray(b, a.dtype) for b in bs), start=a), x, *others)
+
+
+def flat(tree: PyTree, lanes: int = 0) -> Array:
+    """All entries in one vector (d,), or (d, lanes), in the dtype of the first leaf."""
+    parts = [jnp.reshape(leaf, (-1, *leaf.shape[leaf.ndim - lanes :])) for leaf in jax.tree.leaves(tree)]
+    return jnp.concatenate([part.astype(parts[0].dtype) for part in parts])
+
+
+def unflat(x: Array, like: PyTree) -> PyTree:
+    """The entries of `flat` where they were in a pytree like this one, lanes included."""
+    leaves, structure = jax.tree.flatten(like)
+    events = [leaf.size // max(math.prod(x.shape[1:]), 1) for leaf in leaves]
+    parts = jnp.split(x, np.cumsum(events)[:-1]) if len(leaves) > 1 else [x]
+    shaped = [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)
 
 
 def total(tree: PyTree, lanes: int = 0) -> Array:

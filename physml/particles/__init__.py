@@ -56,6 +56,11 @@ from physml.particles.kernels.mean_field import (
     mean_field_langevin as mean_field_langevin,
     underdamped_mean_field as underdamped_mean_field,
 )
+from physml.particles.kernels.microcanonical import (
+    AdjustedMicrocanonical as AdjustedMicrocanonical,
+    Microcanonical as Microcanonical,
+    microcanonical as microcanonical,
+)
 from physml.particles.kernels.minibatch import (
     MinibatchEnergy as MinibatchEnergy,
     StochasticGradient as StochasticGradient,
@@ -67,6 +72,7 @@ from physml.particles.kernels.mirror import (
     bregman_proximal as bregman_proximal,
     mirror as mirror,
 )
+from physml.particles.kernels.precondition import Preconditioner as Preconditioner
 from physml.particles.kernels.proximal import (
     Proximal as Proximal,
     ProximalMala as ProximalMala,

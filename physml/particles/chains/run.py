@@ -24,11 +24,11 @@ from physml.particles.kernels.base import (
     Info,
     check_kernel,
     check_position,
-    check_scale,
     check_start,
     over_lanes,
     starts,
 )
+from physml.particles.kernels.precondition import check_scale
 
 
 class Run(Checked):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from physml.core.tree import flat
 from physml.core.types import is_traced
 
 
@@ -77,7 +78,7 @@ def begin(draw: PyTree, lanes: int, draws: int) -> Accumulator:
     """Nothing yet, for draws like this one, `draws` of them."""
     levels = draws.bit_length()
     leading = lambda k: jax.tree.map(lambda leaf: jnp.zeros((k, *leaf.shape), leaf.dtype), draw)
-    flat = _flat(draw, lanes)
+    flat = _columns(draw, lanes)
     small = flat.shape[0] <= TRACKED
     d, dtype = flat.shape[0], flat.dtype
     outer, centre = (jnp.zeros((d, d), dtype), jnp.zeros((d,), dtype)) if small else (None, None)
@@ -117,7 +118,7 @@ def update(sums: Accumulator, draw: PyTree, lanes: int, draws: int) -> Accumulat
     waiting = jax.tree.map(lambda w, b: w.at[level].set(b, mode="drop"), waiting, block)
     outer, centre = sums.outer, sums.centre
     if outer is not None and centre is not None:
-        x = _flat(draw, lanes) - centre[:, None]
+        x = _columns(draw, lanes) - centre[:, None]
         step = jnp.mean(x, axis=1) / (sums.count + 1).astype(x.dtype)
         outer, centre = outer + x @ (x - step[:, None]).T, centre + step
     return Accumulator(sums.count + 1, mean, square, waiting, haar, outer, centre)
@@ -188,8 +189,6 @@ def _r_hat(mean, square, halves, lanes):
     return jnp.where(W > 0, jnp.sqrt((n - 1) / max(n, 1) + B / jnp.where(W > 0, W, 1)), jnp.nan)
 
 
-def _flat(draw, lanes):
+def _columns(draw, lanes):
     """(d, chains)."""
-    parts = [jnp.reshape(leaf, (-1, leaf.shape[-1] if lanes else 1)) for leaf in jax.tree.leaves(draw)]
-    dtype = jnp.result_type(parts[0])
-    return jnp.concatenate([part.astype(dtype) for part in parts])
+    return flat(draw, lanes) if lanes else flat(draw)[:, None]

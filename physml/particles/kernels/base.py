@@ -23,6 +23,7 @@ from physml.core import check, noise
 from physml.core.program import program
 from physml.core.tree import plus as plus, total as total
 from physml.core.types import Energy, Key, Scalar, shape_of
+from physml.particles.kernels.precondition import check_scale
 
 K = TypeVar("K", bound="AbstractKernel")
 
@@ -83,6 +84,38 @@ class AbstractKernel(eqx.Module):
 @program
 def _step(kernel, key, state):
     return kernel.move(state, kernel.draw(key, state.position, 0))
+
+
+class Attempt(NamedTuple):
+    """What a move tried, for `tune`; all but the position one number for each chain.
+
+    `position`: that was proposed. `log_ratio`: ln of the ratio that decides on it, minus the error that the step made
+    in the energy. `velocity` there, and `duration` of the way, in coordinates $L^{-1}x$; None without a trajectory.
+    `gradients`: how many were taken.
+    """
+
+    position: PyTree
+    log_ratio: Array
+    gradients: Array
+    velocity: PyTree = None
+    duration: Array | None = None
+
+
+class AbstractTunable(AbstractKernel):
+    """A kernel with a `step_size` and a `scale` that `tune` can set: its `move` is the outcome of an `attempt`.
+
+    `target`: the acceptance to tune a kernel that `rejects` to.
+    """
+
+    target: ClassVar[float] = 0.0
+
+    @abc.abstractmethod
+    def attempt(self, state: PyTree, noise: PyTree) -> tuple[Any, Info, Attempt]:
+        """The next state, what is to be known about the move, and what was tried."""
+
+    def move(self, state: PyTree, noise: PyTree) -> tuple[Any, Info]:
+        new, info, _ = self.attempt(state, noise)
+        return new, info
 
 
 def check_kernel(kernel: Any) -> None:
@@ -209,56 +242,3 @@ def accepted(tree: PyTree, lanes: int) -> Info:
     """The info of a kernel that accepts everything: one for each chain."""
     leaf = jax.tree.leaves(tree)[0]
     return Info(jnp.ones(leaf.shape[leaf.ndim - lanes :], leaf.dtype))
-
-
-# ---- preconditioning
-
-
-def push(scale: PyTree | None, v: PyTree, lanes: int) -> PyTree:
-    """L v: v itself without a scale, entry by entry, or the product with a matrix (d, d) for a vector (d,)."""
-    return v if scale is None else jax.tree.map(lambda s, leaf: _multiply(s, leaf, lanes), scale, v)
-
-
-def pull(scale: PyTree | None, g: PyTree, lanes: int) -> PyTree:
-    """L^T g."""
-    transposed = lambda s, leaf: _multiply(s.T if s.ndim == leaf.ndim - lanes + 1 else s, leaf, lanes)
-    return g if scale is None else jax.tree.map(transposed, scale, g)
-
-
-def _multiply(scale, leaf, lanes):
-    scale, event = scale.astype(leaf.dtype), leaf.ndim - lanes
-    if scale.ndim == event + 1:
-        return jnp.tensordot(scale, leaf, event)
-    return jnp.expand_dims(scale, tuple(range(scale.ndim, leaf.ndim))) * leaf
-
-
-def as_scale(scale: PyTree | None) -> PyTree | None:
-    """Arrays for leaves, all of them finite."""
-    for leaf in jax.tree.leaves(scale):
-        check.within(leaf, "scale")
-    return None if scale is None else jax.tree.map(jnp.asarray, scale)
-
-
-def check_scale(scale: PyTree | None, position: PyTree, lanes: int) -> None:
-    """Raise a `ValueError` unless a scale is one factor for each entry, one for all, or a matrix for a vector.
-
-    And unless it is regular, where that can be known: what it maps to zero would never move.
-    """
-    if scale is None:
-        return
-    if jax.tree.structure(scale) != jax.tree.structure(position):
-        raise ValueError("scale must be a pytree like the position")
-    for s, leaf in zip(jax.tree.leaves(scale), jax.tree.leaves(position), strict=True):
-        event = jnp.shape(leaf)[: jnp.ndim(leaf) - lanes]
-        if s.shape not in ((), event) and not (len(event) == 1 and s.shape == event * 2):
-            raise ValueError(f"scale must have the shape of the position, {event}, or be a matrix; got {s.shape}")
-        entries = check.known(s)
-        if entries is not None and not _regular(entries.astype(np.float64), len(event)):
-            raise ValueError("scale must be regular: a zero factor, or a matrix without full rank, freezes a direction")
-
-
-def _regular(scale, event):
-    if scale.ndim != event + 1:
-        return bool(np.all(scale != 0))
-    sizes = np.linalg.svd(scale, compute_uv=False)
-    return bool(sizes[-1] > 1e-7 * sizes[0])

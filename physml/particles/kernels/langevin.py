@@ -16,28 +16,26 @@ from jaxtyping import Array, PyTree
 from physml.core import check
 from physml.core.types import Energy, Key, Scalar
 from physml.particles.kernels.base import (
-    AbstractKernel,
+    AbstractTunable,
+    Attempt,
     Evaluated,
     Info,
     Position,
     accepted,
-    as_scale,
     check_energy,
     check_start,
-    gradient,
     metropolis,
     normals,
     plus,
-    pull,
-    push,
     scaled,
     total,
     uniforms,
     value_and_gradient,
 )
+from physml.particles.kernels.precondition import as_scale, pull, push
 
 
-class Overdamped(AbstractKernel):
+class Overdamped(AbstractTunable):
     """See `overdamped`."""
 
     energy: Energy
@@ -54,18 +52,17 @@ class Overdamped(AbstractKernel):
     def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         return normals(key, position, lanes)
 
-    def move(self, state: Position, noise: PyTree) -> tuple[Position, Info]:
-        x, h, lanes = state.position, self.step_size, self.lanes
-        force = scaled(-h, pull(self.scale, gradient(self.energy, x, lanes), lanes))
-        kick = scaled(jnp.sqrt(2 * self.temperature * h), noise)
-        x = plus(x, push(self.scale, plus(force, kick), lanes))
-        return Position(x), accepted(noise, self.lanes)
+    def attempt(self, state: Position, noise: PyTree) -> tuple[Position, Info, Attempt]:
+        here = Evaluated(state.position, *value_and_gradient(self.energy, state.position, self.lanes))
+        new, attempt = _euler(self, here, noise)
+        return Position(new.position), accepted(noise, self.lanes), attempt
 
 
-class Mala(AbstractKernel):
+class Mala(AbstractTunable):
     """See `mala`."""
 
     rejects: ClassVar[bool] = True
+    target: ClassVar[float] = 0.574
 
     energy: Energy
     step_size: Array
@@ -82,16 +79,27 @@ class Mala(AbstractKernel):
     def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         return normals(key, position, lanes), uniforms(key, position, lanes)
 
-    def move(self, state: Evaluated, noise: PyTree) -> tuple[Evaluated, Info]:
-        (x, value, grad), (xi, uniform), lanes = state, noise, self.lanes
-        h, T = self.step_size, self.temperature
-        here = pull(self.scale, grad, lanes)
-        y = plus(x, push(self.scale, plus(scaled(-h, here), scaled(jnp.sqrt(2 * T * h), xi)), lanes))
-        new = Evaluated(y, *value_and_gradient(self.energy, y, lanes))
-        # The noise that would lead back is sqrt(h/2T) (g + g') - xi; proposals are standard normal in their noise.
-        back = plus(scaled(jnp.sqrt(h / (2 * T)), plus(here, pull(self.scale, new.gradient, lanes))), scaled(-1.0, xi))
-        proposals = total(jax.tree.map(lambda a, b: (a - b) * (a + b), xi, back), lanes) / 2
-        return metropolis((value - new.energy) / T + proposals, uniform, new, state)
+    def attempt(self, state: Evaluated, noise: PyTree) -> tuple[Evaluated, Info, Attempt]:
+        xi, uniform = noise
+        new, attempt = _euler(self, state, xi)
+        return *metropolis(attempt.log_ratio, uniform, new, state), attempt
+
+
+def _euler(kernel: Overdamped | Mala, state: Evaluated, xi: PyTree) -> tuple[Evaluated, Attempt]:
+    """The Euler step, and ln of e^{-E(y)/T} q(x | y) over the same with x and y exchanged.
+
+    Without adjustment only the position is used, and what the rest would cost is not computed.
+    """
+    (x, value, grad), lanes = state, kernel.lanes
+    h, T = kernel.step_size, kernel.temperature
+    here = pull(kernel.scale, grad, lanes)
+    y = plus(x, push(kernel.scale, plus(scaled(-h, here), scaled(jnp.sqrt(2 * T * h), xi)), lanes))
+    new = Evaluated(y, *value_and_gradient(kernel.energy, y, lanes))
+    # The noise that would lead back is sqrt(h/2T) (g + g') - xi; proposals are standard normal in their noise.
+    back = plus(scaled(jnp.sqrt(h / (2 * T)), plus(here, pull(kernel.scale, new.gradient, lanes))), scaled(-1.0, xi))
+    proposals = total(jax.tree.map(lambda a, b: (a - b) * (a + b), xi, back), lanes) / 2
+    log_ratio = (value - new.energy) / T + proposals
+    return new, Attempt(y, log_ratio, jnp.ones_like(log_ratio))
 
 
 def overdamped(

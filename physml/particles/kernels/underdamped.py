@@ -22,20 +22,19 @@ from physml.core import check
 from physml.core.noise import check_key
 from physml.core.types import Energy, Key, Scalar
 from physml.particles.kernels.base import (
-    AbstractKernel,
+    AbstractTunable,
+    Attempt,
     Info,
     accepted,
-    as_scale,
     check_energy,
     check_start,
-    gradient as _gradient,
     normals,
     plus,
-    pull,
-    push,
     scaled,
+    total,
     value_and_gradient,
 )
+from physml.particles.kernels.precondition import as_scale, pull, push
 
 
 class PhasePoint(NamedTuple):
@@ -46,7 +45,7 @@ class PhasePoint(NamedTuple):
     gradient: PyTree
 
 
-class Underdamped(AbstractKernel):
+class Underdamped(AbstractTunable):
     """See `underdamped`."""
 
     energy: Energy
@@ -69,14 +68,39 @@ class Underdamped(AbstractKernel):
     def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         return normals(key, (position,) * (1 if self.scheme == "BAOAB" else 2), lanes)
 
-    def move(self, state: PhasePoint, noise: PyTree) -> tuple[PhasePoint, Info]:
+    def attempt(self, state: PhasePoint, noise: PyTree) -> tuple[PhasePoint, Info, Attempt]:
+        lanes, h = self.lanes, self.step_size
+        if self.scheme == "exact":
+            raise ValueError("the exact scheme has no energy error: tune BAOAB or OBABO")
         if self.scheme == "BAOAB":
-            new = self._baoab(state, *noise)
-        elif self.scheme == "OBABO":
-            new = self._obabo(state, *noise)
+            before = self._kick(state.momentum, state.gradient, h / 2)
+            x = self._drift(state.position, before, h / 2)
+            after = self._refresh(before, *noise, h)
+            x = self._drift(x, after, h / 2)
+            value, gradient = value_and_gradient(self.energy, x, lanes)
+            p = self._kick(after, gradient, h / 2)
+            kinetic = _kinetic(p, lanes) - _kinetic(after, lanes) + _kinetic(before, lanes)
+            kinetic = kinetic - _kinetic(state.momentum, lanes)
         else:
-            new = self._frozen(state, *noise)
-        return new, accepted(noise, self.lanes)
+            xi, eta = noise
+            after = self._refresh(state.momentum, xi, h / 2)
+            p = self._kick(after, state.gradient, h / 2)
+            x = self._drift(state.position, p, h)
+            value, gradient = value_and_gradient(self.energy, x, lanes)
+            before = self._kick(p, gradient, h / 2)
+            p = self._refresh(before, eta, h / 2)
+            kinetic = _kinetic(before, lanes) - _kinetic(after, lanes)
+        # The change of the energy that no heat bath made.
+        start, _ = value_and_gradient(self.energy, state.position, lanes)
+        log_ratio = (start - value - kinetic) / self.temperature
+        attempt = Attempt(x, log_ratio, jnp.ones_like(log_ratio))
+        return PhasePoint(x, p, gradient), accepted(x, lanes), attempt
+
+    def move(self, state: PhasePoint, noise: PyTree) -> tuple[PhasePoint, Info]:
+        if self.scheme == "exact":
+            return self._frozen(state, *noise), accepted(noise, self.lanes)
+        new, info, _ = self.attempt(state, noise)
+        return new, info
 
     def _kick(self, p, gradient, h):
         return plus(p, scaled(-h, pull(self.scale, gradient, self.lanes)))
@@ -88,33 +112,17 @@ class Underdamped(AbstractKernel):
         decay = -self.friction * h
         return plus(scaled(jnp.exp(decay), p), scaled(jnp.sqrt(-self.temperature * jnp.expm1(2 * decay)), xi))
 
-    def _force(self, x):
-        return _gradient(self.energy, x, self.lanes)
-
-    def _baoab(self, state, xi):
-        h = self.step_size
-        p = self._kick(state.momentum, state.gradient, h / 2)
-        x = self._drift(state.position, p, h / 2)
-        p = self._refresh(p, xi, h)
-        x = self._drift(x, p, h / 2)
-        gradient = self._force(x)
-        return PhasePoint(x, self._kick(p, gradient, h / 2), gradient)
-
-    def _obabo(self, state, xi, eta):
-        h = self.step_size
-        p = self._kick(self._refresh(state.momentum, xi, h / 2), state.gradient, h / 2)
-        x = self._drift(state.position, p, h)
-        gradient = self._force(x)
-        p = self._refresh(self._kick(p, gradient, h / 2), eta, h / 2)
-        return PhasePoint(x, p, gradient)
-
     def _frozen(self, state, xi, eta):
         c = frozen_force(self.step_size, self.friction, self.temperature)
         x, p, g = state.position, state.momentum, pull(self.scale, state.gradient, self.lanes)
         shift = plus(scaled(c.x_p, p), scaled(-c.x_g, g), scaled(c.x_xi, xi), scaled(c.x_eta, eta))
         p = plus(scaled(c.p_p, p), scaled(-c.x_p, g), scaled(c.p_xi, xi))
         x = plus(x, push(self.scale, shift, self.lanes))
-        return PhasePoint(x, p, self._force(x))
+        return PhasePoint(x, p, value_and_gradient(self.energy, x, self.lanes)[1])
+
+
+def _kinetic(p, lanes):
+    return total(jax.tree.map(jnp.square, p), lanes) / 2
 
 
 def underdamped(
