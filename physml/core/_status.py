@@ -25,6 +25,8 @@ class Code(IntEnum):
     unphysical = 8
     not_positive = 9
     acausal = 10
+    saddle = 11
+    apart = 12
 
 
 _REASON = {
@@ -37,6 +39,8 @@ _REASON = {
     Code.unphysical: "the solution lies outside its physical range",
     Code.not_positive: "a covariance has a negative eigenvalue beyond rounding",
     Code.acausal: "a response to the future appeared",
+    Code.saddle: "the point has a direction in which the energy does not rise",
+    Code.apart: "two neighbouring levels never exchanged",
 }
 
 

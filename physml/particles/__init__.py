@@ -1,8 +1,20 @@
 """Langevin kernels, measures and interactions, mean-field dynamics: particles beside their limits."""
 
+from physml.particles.chains._laplace import Mode as Mode, laplace as laplace
+from physml.particles.chains._tune import Tuned as Tuned, tune as tune
 from physml.particles.chains.interop import from_blackjax as from_blackjax
 from physml.particles.chains.run import Run as Run, run as run, run_chains as run_chains
 from physml.particles.chains.statistics import Stats as Stats
+from physml.particles.chains.tuning import TuningHistory as TuningHistory
+from physml.particles.energies.constrained import (
+    AbstractBijection as AbstractBijection,
+    Constrained as Constrained,
+    Interval as Interval,
+    Ordered as Ordered,
+    Positive as Positive,
+    Simplex as Simplex,
+    constrained as constrained,
+)
 from physml.particles.energies.legendre import (
     AbstractLegendre as AbstractLegendre,
     BoxEntropy as BoxEntropy,
@@ -80,6 +92,13 @@ from physml.particles.kernels.proximal import (
     proximal_mala as proximal_mala,
 )
 from physml.particles.kernels.structured import Structured as Structured, structured as structured
+from physml.particles.kernels.tempered import (
+    Ladder as Ladder,
+    RoundTrips as RoundTrips,
+    Tempered as Tempered,
+    round_trips as round_trips,
+    tempered as tempered,
+)
 from physml.particles.kernels.underdamped import Underdamped as Underdamped, underdamped as underdamped
 from physml.particles.matter.coulomb import (
     coulomb_gas as coulomb_gas,

@@ -120,13 +120,17 @@ def run_chains(
     """
     kernel = over_lanes(kernel)
     loop = _Loop(save_every, observe or _position, keep, stats, checkpoint, _first(first))
+    return _start(kernel, x0s, steps, key, noise.lanes(first_lane, count_chains(x0s)), loop, progress)
+
+
+def count_chains(x0s: PyTree) -> int:
+    """How many chains the leading axes tell; a `ValueError` where they do not."""
     leaves = jax.tree.leaves(x0s)
     sizes = {jnp.shape(leaf)[:1] for leaf in leaves}
     if not leaves or len(sizes) != 1 or sizes & {(), (0,)}:
         shapes = [jnp.shape(leaf) for leaf in leaves]
-        raise ValueError(f"run_chains needs a leading axis `chains` on every leaf of x0s; got shapes {shapes}")
-    lanes = noise.lanes(first_lane, sizes.pop()[0])
-    return _start(kernel, x0s, steps, key, lanes, loop, progress)
+        raise ValueError(f"many chains need a leading axis `chains` on every leaf of x0s; got shapes {shapes}")
+    return sizes.pop()[0]
 
 
 class _Loop(eqx.Module):
@@ -153,7 +157,8 @@ def _lanes_last(tree):
     return jax.tree.map(lambda leaf: jnp.moveaxis(jnp.asarray(leaf), 0, -1), tree)
 
 
-def _lanes_first(tree, axis=0):
+def lanes_first(tree: PyTree, axis: int = 0) -> PyTree:
+    """Chains from the last axis, where kernels move them, to where users have them."""
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, axis), tree)
 
 
@@ -163,11 +168,7 @@ def _start(kernel, x0, steps, key, lanes, loop, progress):
     steps = check.count(steps, "steps", least=0)
     check.count(loop.save_every, "save_every", divides=steps)
     check.function(loop.observe, "observe", "of a position")
-    if not hasattr(x0, "position"):
-        x0 = jax.tree.map(jnp.asarray, x0)
-        check_position(x0)
-        one = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x) if lanes.ndim else x, x0)
-        check_scale(getattr(kernel, "scale", None), one, 0)
+    x0 = checked(kernel, x0, lanes)
     draws = steps // loop.save_every
     carry, seen = _prepare(kernel, x0, key, lanes, loop, draws)
     for values, message in seen:
@@ -178,13 +179,30 @@ def _start(kernel, x0, steps, key, lanes, loop, progress):
     return _finish(*_in_pieces(step, carry, draws, loop), lanes, loop, draws)
 
 
+def checked(kernel: AbstractKernel, x0: PyTree, lanes: Array) -> PyTree:
+    """A start of real floating arrays that the scale of the kernel fits; or a state as it is."""
+    if hasattr(x0, "position"):
+        return x0
+    x0 = jax.tree.map(jnp.asarray, x0)
+    check_position(x0)
+    one = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x) if lanes.ndim else x, x0)
+    check_scale(getattr(kernel, "scale", None), one, 0)
+    return x0
+
+
+def begin(kernel: AbstractKernel, x0: PyTree, key: Key, lanes: Array) -> tuple[PyTree, list]:
+    """The kernel's state at x0, lanes last; and the energies of the start, to be judged by `check_start` outside."""
+    x0 = _lanes_last(x0) if lanes.ndim else x0
+    with starts() as energies:
+        state = x0 if hasattr(x0, "position") else kernel.init(x0, *_start_key(kernel, key, lanes))
+    return state, energies
+
+
 @program
 def _prepare(kernel, x0, key, lanes, loop, draws):
     """The state of the kernel at x0, no sums yet, no chain lost; and energies of the start, judged outside."""
     batched = lanes.ndim
-    x0 = _lanes_last(x0) if batched else x0
-    with starts() as energies:
-        state = x0 if hasattr(x0, "position") else kernel.init(x0, *_start_key(kernel, key, lanes))
+    state, energies = begin(kernel, x0, key, lanes)
     view = jax.eval_shape(lambda s: _observed(loop, s, batched), state)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), view)
     sums = statistics.begin(empty, batched, draws) if loop.stats and draws else None
@@ -211,7 +229,7 @@ def _finish(carry, out, lanes, loop, draws):
     (state, sums, bad), (samples, info) = carry, out
     result = None if sums is None else statistics.finish(sums, lanes.ndim, draws)
     if lanes.ndim:
-        state, samples, info = _lanes_first(state), _lanes_first(samples, 1), _lanes_first(info, 1)
+        state, samples, info = lanes_first(state), lanes_first(samples, 1), lanes_first(info, 1)
     code = jnp.where(bad >= 0, Code.diverged, Code.ok)
     last = loop.first + draws * loop.save_every
     outcome = status(code, jnp.where(bad >= 0, bad, last))

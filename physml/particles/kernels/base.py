@@ -87,15 +87,16 @@ def _step(kernel, key, state):
 
 
 class Attempt(NamedTuple):
-    """What a move tried, for `tune`; all but the position one number for each chain.
+    """What a move tried, for `tune`; all but the position and the velocity are one number for each chain.
 
     `position`: that was proposed. `log_ratio`: ln of the ratio that decides on it, minus the error that the step made
-    in the energy. `velocity` there, and `duration` of the way, in coordinates $L^{-1}x$; None without a trajectory.
-    `gradients`: how many were taken.
+    in the energy over T. `energy`: over T at the start, whose rounding such an error has. `gradients`: how many were
+    taken. `velocity` at the end and `duration` of the way, in coordinates $L^{-1}x$; None without a trajectory.
     """
 
     position: PyTree
     log_ratio: Array
+    energy: Array
     gradients: Array
     velocity: PyTree = None
     duration: Array | None = None

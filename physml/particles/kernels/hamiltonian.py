@@ -82,8 +82,8 @@ class Hmc(AbstractTunable):
         end, info = metropolis(log_ratio, uniform, new, old)
         gradients = jnp.broadcast_to(jnp.asarray(leaps, log_ratio.dtype), log_ratio.shape)
         if self.length is not None:
-            end = Counted(*end, state.count + 1)
-        return end, info, Attempt(new.position, log_ratio, gradients, p, h * gradients)
+            end = Counted(end.position, end.energy, end.gradient, state.count + 1)
+        return end, info, Attempt(new.position, log_ratio, old.energy / self.temperature, gradients, p, h * gradients)
 
 
 def quasirandom_leaps(count: Array, length: Array, step_size: Array) -> Array:
@@ -95,7 +95,7 @@ def quasirandom_leaps(count: Array, length: Array, step_size: Array) -> Array:
     for shift, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF)):
         bits = ((bits >> jnp.uint32(shift)) & jnp.uint32(mask)) | ((bits & jnp.uint32(mask)) << jnp.uint32(shift))
     share = (bits >> jnp.uint32(8)).astype(jnp.float32) * 2.0**-24
-    return jnp.maximum(jnp.ceil(2 * share * (length / step_size).astype(jnp.float32)), 1).astype(jnp.int32)
+    return jnp.maximum(jnp.round(2 * share * (length / step_size).astype(jnp.float32)), 1).astype(jnp.int32)
 
 
 def leapfrog(

@@ -99,7 +99,7 @@ def _euler(kernel: Overdamped | Mala, state: Evaluated, xi: PyTree) -> tuple[Eva
     back = plus(scaled(jnp.sqrt(h / (2 * T)), plus(here, pull(kernel.scale, new.gradient, lanes))), scaled(-1.0, xi))
     proposals = total(jax.tree.map(lambda a, b: (a - b) * (a + b), xi, back), lanes) / 2
     log_ratio = (value - new.energy) / T + proposals
-    return new, Attempt(y, log_ratio, jnp.ones_like(log_ratio))
+    return new, Attempt(y, log_ratio, value / T, jnp.ones_like(log_ratio))
 
 
 def overdamped(

@@ -77,7 +77,7 @@ class Microcanonical(AbstractTunable):
         noisy = jnp.sqrt(jnp.expm1(2 * self.step_size / self.length) / _size(noise, self.lanes))
         u = _unit(plus(u, scaled(noisy, noise)), self.lanes)
         log_ratio = (value - new.energy) / self.temperature - kinetic
-        attempt = Attempt(new.position, log_ratio, jnp.ones_like(log_ratio))
+        attempt = Attempt(new.position, log_ratio, value / self.temperature, jnp.ones_like(log_ratio))
         return Moving(new.position, u, *new[1:]), accepted(noise, self.lanes), attempt
 
 
@@ -109,8 +109,9 @@ class AdjustedMicrocanonical(AbstractTunable):
         log_ratio = (old.energy - new.energy) / self.temperature - kinetic
         end, info = metropolis(log_ratio, uniform, new, old)
         gradients = leaps.astype(log_ratio.dtype)
-        attempt = Attempt(new.position, log_ratio, gradients, u, self.step_size * gradients)
-        return Counted(*end, state.count + 1), info, attempt
+        energy = old.energy / self.temperature
+        attempt = Attempt(new.position, log_ratio, energy, gradients, u, self.step_size * gradients)
+        return Counted(end.position, end.energy, end.gradient, state.count + 1), info, attempt
 
 
 def microcanonical(

@@ -75,7 +75,8 @@ class Underdamped(AbstractTunable):
         if self.scheme == "BAOAB":
             before = self._kick(state.momentum, state.gradient, h / 2)
             x = self._drift(state.position, before, h / 2)
-            after = self._refresh(before, *noise, h)
+            (xi,) = noise
+            after = self._refresh(before, xi, h)
             x = self._drift(x, after, h / 2)
             value, gradient = value_and_gradient(self.energy, x, lanes)
             p = self._kick(after, gradient, h / 2)
@@ -93,7 +94,7 @@ class Underdamped(AbstractTunable):
         # The change of the energy that no heat bath made.
         start, _ = value_and_gradient(self.energy, state.position, lanes)
         log_ratio = (start - value - kinetic) / self.temperature
-        attempt = Attempt(x, log_ratio, jnp.ones_like(log_ratio))
+        attempt = Attempt(x, log_ratio, start / self.temperature, jnp.ones_like(log_ratio))
         return PhasePoint(x, p, gradient), accepted(x, lanes), attempt
 
     def move(self, state: PhasePoint, noise: PyTree) -> tuple[PhasePoint, Info]:
