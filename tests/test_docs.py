@@ -33,6 +33,7 @@ EXPECTED = {
     "compare.md": r"Estimate\(value=.*0\.7[45]\d*.* 0\.752\d*\nEstimate\(value=(.*\n)*Comparison\(n=200, runs=4\)\n",
     "extending.md": r"(?s)\d+\.\d+\n0\.858\d*\nEstimate\(value=.*\nholds  stationary variance",
     "performance.md": r"^$",
+    "sampling.md": r"Stats\(2000 draws of 64 chains.*\nmean effect 4\.\d+ spread 3\.[5-7]\d*\nround trips 0\.\d+ a move.*0\.8\d+\n",
 }
 
 
@@ -53,6 +54,7 @@ def test_blocks_run_in_order(name, tmp_path, monkeypatch):
     assert re.search(EXPECTED[name], text), text
 
 
+@pytest.mark.slow
 def test_blocks_for_several_devices_run_on_two():
     # Devices are counted when jax starts, so this page needs a process of its own.
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}

@@ -225,6 +225,15 @@ def test_chains_in_different_modes_are_not_converged():
         tuned.check()
 
 
+def test_no_chain_is_left_behind():
+    """In the tail of the first entry the others are stiff: a step that suits most chains would freeze one there."""
+    energy = lambda x: x[0] ** 2 / 18 + 0.5 * jnp.sum(x[1:] ** 2) * (1 + jnp.exp(x[0]))
+    x0s = jnp.zeros((64, 5)).at[0, 0].set(9.0).at[0, 1:].set(0.05)
+    tuned = tune(hmc(energy, 0.1), x0s, 500, key=KEY)
+    out = run_chains(tuned.kernel, tuned.state, 400, key=KEY).check()
+    assert float(tuned.state.position[0, 0]) < 8 and float(jnp.max(out.stats.r_hat)) < 1.1
+
+
 def test_mistakes():
     energy = lambda x: jnp.sum(x**2)
     x0s = jnp.ones((4, 2))

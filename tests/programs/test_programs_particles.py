@@ -70,6 +70,10 @@ KERNELS = {
     "underdamped": (lambda: p.underdamped(_half, 0.1), lambda: _points()[0]),
     "proximal": (lambda: p.proximal(_half, p.L1(0.5), 0.1, 0.1), lambda: _points()[0]),
     "mirror": (lambda: p.mirror(_half, 0.1, p.HyperbolicEntropy()), lambda: _points()[0]),
+    "microcanonical": (lambda: p.microcanonical(_half), lambda: _points()[0]),
+    "adjusted": (lambda: p.microcanonical(_half, adjusted=True), lambda: _points()[0]),
+    "tempered": (lambda: p.tempered(p.mala(_half, 0.1), (1.0, 2.0, 4.0)), lambda: _points()[0]),
+    "constrained": (lambda: p.mala(p.constrained(_half, p.Positive()), 0.1), lambda: _points()[0]),
     "sgld": (lambda: p.sgld(_data(), 0.1), lambda: _points()[0]),
     "sghmc": (lambda: p.sghmc(_data(), 0.1), lambda: _points()[0]),
     "structured": (lambda: p.structured(_data(), jnp.asarray([0, 1]), 0.1), lambda: _points()[0]),
@@ -111,6 +115,15 @@ def test_runs(name):
     assert_compiles_once(fresh, first=8)
 
 
+def test_tune():
+    def fresh():
+        kernel, x0s = p.underdamped(_half, 0.1), _points()
+        return lambda: p.tune(kernel, x0s, 40, key=KEY)
+
+    # HMC's start and loop, what it hands over, the kernel's own loop and end.
+    assert_compiles_once(fresh, first=9)
+
+
 def _on_points(call, **parts):
     def make():
         x, made = _points(), {name: part() for name, part in parts.items()}
@@ -120,6 +133,11 @@ def _on_points(call, **parts):
 
 
 CALLS = {
+    "laplace": _on_points(lambda x: p.laplace(_half, x, key=KEY, steps=3)),
+    "round_trips": _on_points(
+        lambda x, k: p.round_trips(p.run_chains(k, x, 2, key=KEY).state),
+        k=lambda: p.tempered(p.mala(_half, 0.1), (1.0, 2.0)),
+    ),
     "PairSum": _on_points(lambda x, f: f(x, p.Particles(x)), f=lambda: p.PairSum(_force)),
     "PairSum, cells": _on_points(
         lambda x, f: f(x, p.Particles(x)), f=lambda: p.PairSum(_force, p.Cells(0.5, (1.0, 1.0)))

@@ -31,17 +31,20 @@ class TuningHistory(NamedTuple):
 
 class Window(NamedTuple):
     """The moves from `begin` to `end`: of the last two thirds the pooled `moments`, and the sums of each chain's
-    positions and of their squares (d, chains); of the last half the sum of acceptances, or of errors in energy."""
+    positions and of their squares (d, chains); of the last half the sum of acceptances, or of errors in energy.
+    `recent`: the acceptance of each chain over its last ten moves or so."""
 
     begin: Array
     end: Array
     moments: Moments
     sums: tuple[Array, Array]
     seen: Array
+    recent: Array
 
     def next(self, end: Array) -> "Window":
         """The one that follows, with nothing in it."""
-        return jax.tree.map(jnp.zeros_like, self)._replace(begin=self.end, end=end)
+        empty = jax.tree.map(jnp.zeros_like, self)
+        return empty._replace(begin=self.end, end=end, recent=jnp.ones_like(self.recent))
 
     @property
     def r_hat(self) -> Array:
@@ -107,7 +110,7 @@ def begin(kernel, x0s, key, lanes, steps, budget, metric):
         step=Average.begin(number(kernel.step_size)),
         length=Average.begin(number(length)),
         scale=adaptation.identity(x, metric),
-        window=Window(none, end, moments, (jnp.zeros_like(x), jnp.zeros_like(x)), number(0)),
+        window=Window(none, end, moments, (jnp.zeros_like(x), jnp.zeros_like(x)), number(0), jnp.ones_like(x[0])),
         mean=jnp.full(len(x), np.inf, x.dtype),
         r_hat=number(np.nan),
         k=none,
@@ -160,10 +163,14 @@ def _move(kernel, tuning, key, lanes, target, one, metric, most):
     now = with_numbers(kernel, h, length, tuning.scale, metric)
     new, _, attempt = now.attempt(tuning.state, kernel.draw(jax.random.fold_in(key, k), one, lanes))
     before, error = flat(tuning.state.position, 1), attempt.log_ratio
-    rate = jnp.mean(adaptation.acceptance(error))
+    rates = adaptation.acceptance(error)
+    rate, recent = jnp.mean(rates), 0.9 * window.recent + 0.1 * rates
     square = adaptation.square_error(error, attempt.energy, len(before))
-    step = tuning.step.dual(target - rate if kernel.rejects else adaptation.too_large(square, target))
-    if not kernel.rejects:
+    if kernel.rejects:
+        # No chain is left behind: where one hardly moves, the mean of the others does not count.
+        step = tuning.step.dual(target - jnp.minimum(rate, 2 * jnp.min(recent)))
+    else:
+        step = tuning.step.dual(adaptation.too_large(square, target))
         # A step that leaves the finite numbers, or nearly so, is not made.
         new = choose(jnp.abs(error) < 1e3 * len(before), new, tuning.state)
     state = jax.tree.map(lambda a, b: a.astype(b.dtype), new, tuning.state)
@@ -188,7 +195,7 @@ def _move(kernel, tuning, key, lanes, target, one, metric, most):
         state=state,
         step=step,
         length=ahead,
-        window=window._replace(moments=moments, sums=sums, seen=seen),
+        window=window._replace(moments=moments, sums=sums, seen=seen, recent=recent),
         k=k + 1,
         history=jax.tree.map(lambda a, v: a.at[k].set(v.astype(a.dtype)), tuning.history, row),
     )
