@@ -33,7 +33,8 @@ EXPECTED = {
     "compare.md": r"Estimate\(value=.*0\.7[45]\d*.* 0\.752\d*\nEstimate\(value=(.*\n)*Comparison\(n=200, runs=4\)\n",
     "extending.md": r"(?s)\d+\.\d+\n0\.858\d*\nEstimate\(value=.*\nholds  stationary variance",
     "performance.md": r"^$",
-    "sampling.md": r"Stats\(2000 draws of 64 chains.*\nmean effect 4\.\d+ spread 3\.[5-7]\d*\nround trips 0\.\d+ a move.*0\.8\d+\n",
+    "sampling.md": r"Stats\(2000 draws of 64 chains.*\nmean effect 4\.\d+ spread 3\.[5-7]\d*\n"
+    r"round trips 0\.\d+ a move.*0\.8\d+\n",
 }
 
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import z_score
 
 from physml.core._status import Failure
 from physml.particles import (
@@ -19,6 +20,7 @@ from physml.particles import (
     stationary_covariance,
     underdamped,
 )
+from physml.particles.kernels.hamiltonian import quasirandom_leaps
 
 CHAINS, STEPS = 512, 400
 K = jnp.asarray([0.7, 1.9])
@@ -298,3 +300,28 @@ def test_progress_and_observation(key, capsys):
     np.testing.assert_allclose(plain.samples["radius"], shown.samples["radius"], rtol=1e-6)
     assert "run" in capsys.readouterr().err
     assert run_chains(kernel, jnp.ones((3, 2)), 40, key=key, keep=False).samples is None
+
+
+def test_quasirandom_durations_fill_their_interval():
+    leaps, h = quasirandom_leaps(jnp.arange(4096, dtype=jnp.int32), jnp.asarray(2.0), jnp.asarray(0.01))
+    short = np.asarray(h) < 0.005
+    assert short.reshape(-1, 16).sum(1).tolist() == [1] * 256
+    np.testing.assert_allclose(h, np.where(short, 0.0025, 0.01), rtol=1e-6)
+    # Evenly: the empirical distribution is that of (0, 2 length / h) within a few of its 3840 points.
+    for some in (np.sort(np.asarray(leaps)[~short]), np.sort(np.asarray(leaps)[short])):
+        even = 400 * (np.arange(len(some)) + 0.5) / len(some)
+        assert np.abs(some - even).max() < 4
+    assert int(quasirandom_leaps(jnp.int32(5), jnp.asarray(1e-3), jnp.asarray(1.0))[0]) == 1
+
+
+def test_quasirandom_hmc_leaves_a_gaussian_and_is_a_lane_of_many():
+    precision = jnp.array([[2.0, 0.7], [0.7, 1.0]])
+    kernel = hmc(lambda x: 0.5 * x @ precision @ x, 0.7, 3, duration="quasirandom")
+    C = np.linalg.inv(np.asarray(precision, np.float64))
+    x0s = np.random.default_rng(0).multivariate_normal(np.zeros(2), C, 2000).astype(np.float32)
+    out = run_chains(kernel, x0s, 40, key=jax.random.key(1))
+    assert 0.5 < float(out.info.acceptance.mean()) < 0.97
+    x = np.asarray(out.state.position)
+    assert np.abs(z_score(x[:, :, None] * x[:, None, :], C)).max() < 5
+    one = run(kernel, x0s[7], 40, key=jax.random.key(1), lane=7).samples
+    np.testing.assert_allclose(out.samples[:, 7], one, rtol=1e-3, atol=1e-4)

@@ -47,7 +47,7 @@ class TestLaplace:
         slope = laplace(lambda x: jnp.sum(x**2), jnp.ones((1, 2)), steps=1, optimizer=optax.sgd(0.01))
         with pytest.raises(RuntimeError, match="not_converged"):
             slope.check()
-        with pytest.raises(RuntimeError, match="not_converged|saddle|diverged"):
+        with pytest.raises(RuntimeError, match=r"not_converged|saddle|diverged"):
             laplace(lambda x: -jnp.sum(x), jnp.ones((1, 2))).check()
 
     def test_chains_start_and_move_with_it(self):

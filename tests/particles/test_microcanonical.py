@@ -63,7 +63,7 @@ def test_error_in_energy_is_of_second_order():
         kernel = microcanonical(energy, h)
         start = Evaluated(x, *jax.value_and_grad(energy)(x))
         # A length of 0.8 in steps of h.
-        new, _, kinetic = isokinetic(kernel, start, u / jnp.linalg.norm(u), round(0.8 / h))
+        new, _, kinetic = isokinetic(kernel, start, u / jnp.linalg.norm(u), jnp.asarray(h), round(0.8 / h))
         return new.energy - start.energy + kinetic
 
     errors = [abs(float(work(h))) for h in (0.2, 0.1, 0.05)]

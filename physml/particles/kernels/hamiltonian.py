@@ -73,7 +73,7 @@ class Hmc(AbstractTunable):
         elif self.duration == "exponential":
             h = -h * jnp.log(number)
         elif self.length is not None:
-            leaps = quasirandom_leaps(state.count, self.length, h)
+            leaps, h = quasirandom_leaps(state.count, self.length, jnp.asarray(h, state.energy.dtype))
         old = Evaluated(*state[:3])
         start = scaled(jnp.sqrt(self.temperature), xi)
         new, p = leapfrog(self.energy, old, start, h, leaps, self.scale, self.lanes)
@@ -86,16 +86,21 @@ class Hmc(AbstractTunable):
         return end, info, Attempt(new.position, log_ratio, old.energy / self.temperature, gradients, p, h * gradients)
 
 
-def quasirandom_leaps(count: Array, length: Array, step_size: Array) -> Array:
-    """How many steps move `count` follows, at least one: durations fill (0, 2 length) as van der Corput's sequence.
+def quasirandom_leaps(count: Array, length: Array, step_size: Array) -> tuple[Array, Array]:
+    """How many steps move `count` follows, at least one, and how long they are.
 
-    It reverses the bits of the number of the move, the same in every chain that has made as many, so none waits.
+    Durations fill (0, 2 length) as van der Corput's sequence, the number of the move with its bits reversed: the same in
+    every chain that has made as many moves, so none waits. Each sixteenth move takes quarter steps: a chain leaves places
+    that are too stiff for the others.
     """
     bits = (count + 1).astype(jnp.uint32)
     for shift, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF)):
         bits = ((bits >> jnp.uint32(shift)) & jnp.uint32(mask)) | ((bits & jnp.uint32(mask)) << jnp.uint32(shift))
     share = (bits >> jnp.uint32(8)).astype(jnp.float32) * 2.0**-24
-    return jnp.maximum(jnp.round(2 * share * (length / step_size).astype(jnp.float32)), 1).astype(jnp.int32)
+    short = share < 1 / 16
+    share = jnp.where(short, 16 * share, (16 * share - 1) / 15)
+    leaps = jnp.maximum(jnp.round(2 * share * (length / step_size).astype(jnp.float32)), 1).astype(jnp.int32)
+    return leaps, step_size * jnp.where(short, 0.25, 1.0).astype(step_size.dtype)
 
 
 def leapfrog(
@@ -137,7 +142,8 @@ def hmc(
     $k\tau^2 = (2\pi n)^2$, where nothing moves; a *randomised* one does not: with `duration="uniform"` or
     `"exponential"` each chain multiplies h by a random number of mean 1 (uniform on (0, 2), or exponential), one
     for a trajectory, so its duration has that law. With `"quasirandom"` h stays and the number of steps varies:
-    durations fill (0, 2 `steps` h) evenly, the same for all chains; `tune` makes this of any duration.
+    durations fill (0, 2 `steps` h) evenly, the same for all chains, and each sixteenth move takes quarter steps; `tune`
+    makes this of any duration.
 
     **Arguments.** `energy`: `x -> scalar`, x any pytree. `step_size`: h > 0. `steps`: leapfrog steps, at least 1.
     `temperature`: T > 0. `scale`: L; momenta are those of $y = L^{-1} x$, so the mass is $(L L^T)^{-1}$.

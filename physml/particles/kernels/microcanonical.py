@@ -72,7 +72,7 @@ class Microcanonical(AbstractTunable):
 
     def attempt(self, state: Moving, noise: PyTree) -> tuple[Moving, Info, Attempt]:
         x, u, value, grad = state
-        new, u, kinetic = isokinetic(self, Evaluated(x, value, grad), u, 1)
+        new, u, kinetic = isokinetic(self, Evaluated(x, value, grad), u, self.step_size, 1)
         # The share of the direction that is lost decays with the length: exp(-h / length) is left.
         noisy = jnp.sqrt(jnp.expm1(2 * self.step_size / self.length) / _size(noise, self.lanes))
         u = _unit(plus(u, scaled(noisy, noise)), self.lanes)
@@ -104,13 +104,13 @@ class AdjustedMicrocanonical(AbstractTunable):
     def attempt(self, state: Counted, noise: PyTree) -> tuple[Counted, Info, Attempt]:
         xi, uniform = noise
         old = Evaluated(*state[:3])
-        leaps = quasirandom_leaps(state.count, self.length, self.step_size)
-        new, u, kinetic = isokinetic(self, old, _unit(xi, self.lanes), leaps)
+        leaps, h = quasirandom_leaps(state.count, self.length, jnp.asarray(self.step_size, state.energy.dtype))
+        new, u, kinetic = isokinetic(self, old, _unit(xi, self.lanes), h, leaps)
         log_ratio = (old.energy - new.energy) / self.temperature - kinetic
         end, info = metropolis(log_ratio, uniform, new, old)
         gradients = leaps.astype(log_ratio.dtype)
         energy = old.energy / self.temperature
-        attempt = Attempt(new.position, log_ratio, energy, gradients, u, self.step_size * gradients)
+        attempt = Attempt(new.position, log_ratio, energy, gradients, u, h * gradients)
         return Counted(end.position, end.energy, end.gradient, state.count + 1), info, attempt
 
 
@@ -154,9 +154,11 @@ def microcanonical(
     )
 
 
-def isokinetic(kernel: Any, start: Evaluated, u: PyTree, leaps: int | Array) -> tuple[Evaluated, PyTree, Array]:
-    """Where `leaps` leapfrog steps along u lead, the direction there, and the sum of Delta K."""
-    lanes, h = kernel.lanes, jnp.asarray(kernel.step_size, start.energy.dtype)
+def isokinetic(
+    kernel: Any, start: Evaluated, u: PyTree, h: Array, leaps: int | Array
+) -> tuple[Evaluated, PyTree, Array]:
+    """Where `leaps` leapfrog steps of length h along u lead, the direction there, and the sum of Delta K."""
+    lanes, h = kernel.lanes, jnp.asarray(h, start.energy.dtype)
 
     def kick(u, grad, h):
         g = scaled(1 / kernel.temperature, pull(kernel.scale, grad, lanes))
