@@ -17,7 +17,12 @@ from physml.matching.couplings.couple import (
     couple as couple,
     squared_distances as squared_distances,
 )
-from physml.matching.couplings.sinkhorn import Plan as Plan, sinkhorn as sinkhorn
+from physml.matching.couplings.sinkhorn import (
+    Divergence as Divergence,
+    Plan as Plan,
+    sinkhorn as sinkhorn,
+    sinkhorn_divergence as sinkhorn_divergence,
+)
 from physml.matching.exact.fokker_planck import (
     potential_residual as potential_residual,
     score_residual as score_residual,
@@ -79,6 +84,7 @@ from physml.matching.sampling.chain import (
     gaussian_chain as gaussian_chain,
     log_weight as log_weight,
 )
+from physml.matching.sampling.distribution import Flow as Flow, Normal as Normal
 from physml.matching.sampling.flow import (
     sample as sample,
     sample_sde as sample_sde,

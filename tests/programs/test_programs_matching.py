@@ -95,6 +95,20 @@ def sinkhorn():
     return lambda: matching.sinkhorn(cost, 0.2)
 
 
+def sinkhorn_divergence():
+    x = jnp.sin(jnp.arange(12.0)).reshape(6, 2)
+    return lambda: matching.sinkhorn_divergence(x, x[:4], 0.5)
+
+
+def flow_density():
+    x = jnp.sin(jnp.arange(8.0)).reshape(4, 2)
+    return lambda: matching.Flow(_field, matching.linear(), (2,), steps=3).log_prob(x)
+
+
+def flow_sample():
+    return lambda: matching.Flow(_field, matching.linear(), (2,), steps=3).sample(KEY, 4)
+
+
 def mean_flow():
     x0, x1 = _batch()
     path = matching.linear()
@@ -246,6 +260,9 @@ CASES = {
     "sample_sde": sample_sde,
     "log_prob": log_prob,
     "sinkhorn": sinkhorn,
+    "sinkhorn_divergence": sinkhorn_divergence,
+    "Flow.log_prob": flow_density,
+    "Flow.sample": flow_sample,
     "mean_flow_loss": mean_flow,
     "one_step": one_step,
     "gaussian_plan": gaussian_plan,

@@ -89,9 +89,9 @@ class Hmc(AbstractTunable):
 def quasirandom_leaps(count: Array, length: Array, step_size: Array) -> tuple[Array, Array]:
     """How many steps move `count` follows, at least one, and how long they are.
 
-    Durations fill (0, 2 length) as van der Corput's sequence, the number of the move with its bits reversed: the same in
-    every chain that has made as many moves, so none waits. Each sixteenth move takes quarter steps: a chain leaves places
-    that are too stiff for the others.
+    Durations fill (0, 2 length) as van der Corput's sequence, the number of the move with its bits reversed: the same
+    in every chain that has made as many moves, so none waits. Each sixteenth move takes quarter steps: a chain leaves
+    places that are too stiff for the others.
     """
     bits = (count + 1).astype(jnp.uint32)
     for shift, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF)):
