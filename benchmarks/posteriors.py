@@ -1,12 +1,12 @@
 """Tuned kernels beside blackjax's on posteriors with answers: effective samples a gradient and a second, and biases.
 
-python benchmarks/posteriors.py                     # the table, some ten minutes on two cores; needs blackjax
+python benchmarks/posteriors.py                     # the table, a quarter of an hour on two cores; needs blackjax
 python benchmarks/posteriors.py --only logistic     # one posterior
-python benchmarks/posteriors.py --references        # long runs for the posteriors without closed forms, into zoo.json
+python benchmarks/posteriors.py --references        # long runs where there is no closed form, into zoo.json
 
-64 chains, 500 steps of tuning, 1,000 draws each. All samplers are judged by the same estimators on the same quantities x and
-x^2; z is the difference from the reference in standard errors, the worst over all quantities: of some 20 numbers one beyond 3
-is rare, of 200 it is not. Seconds are those of a second, equal call: nothing compiles.
+64 chains, 500 steps of tuning, 1,000 draws each. All samplers are judged by the same estimators on the same quantities
+x and x^2; z is the difference from the reference in standard errors, the worst over all quantities: of some 20 numbers
+one beyond 3 is rare, of 200 it is not. Seconds are those of a second, equal call: nothing compiles.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The command line: `physml list`, `physml run NAME`, `physml show NAME`."""
+"""The command line: `physml list`, `physml run NAME`, `physml show NAME`, `physml launch SCRIPT`."""
 
 import argparse
 import contextlib
@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     show.add_argument("--out", type=Path, help="the folder it was written to, by default the latest under runs/")
     run = commands.add_parser("run", help="run one recipe and check its claims", usage=USAGE, add_help=False)
     run.add_argument("name", nargs="?")
+    spread = commands.add_parser("launch", help="run a script as several processes on this machine")
+    spread.add_argument("--processes", type=int, required=True)
+    spread.add_argument("script", nargs=argparse.REMAINDER, help="a Python file and its arguments, or -m MODULE")
     known, rest = parser.parse_known_args(argv)
     if known.command != "run" and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -40,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
             return _list(known.room)
         if known.command == "show":
             return _show(known.name, known.out)
+        if known.command == "launch":
+            return _launch(known.script, known.processes)
         if known.name is None:
             print(f"usage: {USAGE}")
             return 0 if {"-h", "--help"} & set(rest) else 2
@@ -49,6 +54,14 @@ def main(argv: list[str] | None = None) -> int:
         words = [known.command, getattr(known, "name", None)]
         print(f"physml {' '.join(word for word in words if word)}: {error}", file=sys.stderr)
         return 2
+
+
+def _launch(script: list[str], processes: int) -> int:
+    if not script:
+        raise ValueError("name the script: physml launch --processes 2 train.py")
+    from physml.train import launch
+
+    return launch(script, processes)
 
 
 def _list(room: str | None) -> int:

@@ -1,31 +1,34 @@
 """`integrate` one system, `ensemble` many: the loop over time around a method's step."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from physml.core import check, noise
+from physml.core import noise
 from physml.core._status import Checked, Code, Status, status
 from physml.core.loops import march
 from physml.core.program import program
 from physml.core.progress import progress_bar
-from physml.core.types import Key, Numbers, is_traced, shape_of, widest
+from physml.core.types import Key, Numbers, is_traced, shape_of
+from physml.integrate import watch
+from physml.integrate._checks import as_args, as_state, auto_axes, check_finite, one_path, validate
 from physml.integrate.adaptive import Diffrax
 from physml.integrate.dynamics import Dynamics, brownian_like
-from physml.integrate.methods import RK4, AbstractMethod, EulerMaruyama, check_elementwise
+from physml.integrate.methods import AbstractMethod
 
 
 class Trajectory(Checked):
     """What a simulation saw.
 
     `ts` (saved,): the saved times, the first and the last of the simulation among them. `xs`: the states, a
-    pytree like x0 with a leading axis `saved` (and `paths` behind it for an ensemble). `status`: `diverged`
-    with the step by which a state was no longer finite.
+    pytree like x0, or what `observe` makes of it, with a leading axis `saved` (and `paths` behind it for an ensemble).
+    `status`: `diverged` with the step by which a state was no longer finite. `stopped`: the time at which `until`
+    ended each path, infinite where it did not; None without.
     """
 
     computation: ClassVar[str] = "integrate"
@@ -33,6 +36,7 @@ class Trajectory(Checked):
     ts: Array
     xs: PyTree
     status: Status
+    stopped: Array | None = None
 
 
 def integrate(
@@ -44,6 +48,8 @@ def integrate(
     args: PyTree = None,
     method: AbstractMethod | Diffrax | None = None,
     save_every: int = 1,
+    observe: Callable | None = None,
+    until: Callable | None = None,
     checkpoint: bool = False,
     lane: ArrayLike = 0,
     progress: bool = False,
@@ -53,7 +59,10 @@ def integrate(
     **Arguments.** `x0`: one sample, any pytree of floating arrays. `ts` (steps + 1,): increasing times, one
     step of the method between neighbours. `key`: needed when there is noise. `args`: handed to drift and
     noise. `method`: by default `EulerMaruyama` with noise and `RK4` without; `Diffrax(...)` for adaptive,
-    stiff and dense solves. `save_every`: divides the number of steps. `checkpoint`: gradients keep O(sqrt
+    stiff and dense solves. `save_every`: divides the number of steps. `observe(t, x, args)`: what to save in
+    place of the state. `until(t, x, args)`: a real number, positive until an event; the path stops where it reaches
+    zero, on the straight line between two steps, and keeps that state (`trajectory.stopped` is the time; a path that
+    crosses and comes back within a step is not seen). `checkpoint`: gradients keep O(sqrt
     steps) states and redraw the noise. `lane`: which path of an ensemble this is; path c of `ensemble` is
     `integrate(..., lane=c)`. `progress`: show a bar (not inside jit).
 
@@ -68,11 +77,11 @@ def integrate(
     tr = integrate(dyn, jnp.ones(2), jnp.linspace(0, 1, 101), key=jax.random.key(0), args=1.5)
     ```
     """
-    x0, ts, method = _validate(dynamics, x0, ts, key, args, method, save_every)
-    args, lane = _as_args(args), noise.lanes(lane)
+    x0, ts, method = validate(dynamics, x0, ts, key, args, method, save_every, observe, until)
+    args, lane = as_args(args), noise.lanes(lane)
     if isinstance(method, Diffrax):
-        return _diffrax(dynamics, method, x0, ts, key, args, lane, save_every)
-    system = (dynamics, method, key, args, lane)
+        return _diffrax(dynamics, method, x0, ts, key, args, lane, save_every, observe)
+    system = (dynamics, method, key, args, lane, observe, until)
     return (_in_pieces if progress else _at_once)(system, x0, ts, save_every, checkpoint, False)
 
 
@@ -85,6 +94,8 @@ def ensemble(
     args: PyTree = None,
     method: AbstractMethod | Diffrax | None = None,
     save_every: int = 1,
+    observe: Callable | None = None,
+    until: Callable | None = None,
     checkpoint: bool = False,
     first_lane: ArrayLike = 0,
     progress: bool = False,
@@ -105,53 +116,78 @@ def ensemble(
     paths = sizes.pop()[0]
     if paths == 0:
         raise ValueError("ensemble needs at least one path; got x0 with 0")
-    x0 = jax.tree.map(lambda leaf: _auto_axes(_as_state(leaf)), x0)
-    one = jax.tree.map(_one_path, x0)
-    _, ts, method = _validate(dynamics, one, ts, key, args, method, save_every)
-    _check_finite(x0)
-    args = _as_args(args)
+    x0 = jax.tree.map(lambda leaf: auto_axes(as_state(leaf)), x0)
+    one = jax.tree.map(one_path, x0)
+    _, ts, method = validate(dynamics, one, ts, key, args, method, save_every, observe, until)
+    check_finite(x0)
+    args = as_args(args)
     lanes = noise.lanes(first_lane, paths)
     if isinstance(method, Diffrax):
-        solve = lambda x, lane: _diffrax(dynamics, method, x, ts, key, args, lane, save_every)
+        solve = lambda x, lane: _diffrax(dynamics, method, x, ts, key, args, lane, save_every, observe)
         out = jax.vmap(solve)(x0, lanes)
         return Trajectory(out.ts[0], jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), out.xs), out.status)
-    system = (dynamics, method, key, args, lanes)
+    system = (dynamics, method, key, args, lanes, observe, until)
     return (_in_pieces if progress else _at_once)(system, x0, ts, save_every, checkpoint, True)
 
 
 @program
 def _at_once(system, x0, ts, save_every, checkpoint, batched):
     """All steps and what is made of them."""
-    _, xs = _march(system, x0, ts, jnp.int32(0), save_every, checkpoint, batched)
-    return _trajectory(xs, x0, ts, save_every, batched)
+    begin = watch.start(system[-1], x0, ts[0], system[3], batched)
+    end, seen = _march(system, begin, ts, jnp.int32(0), save_every, checkpoint, batched)
+    return _trajectory(system, end, seen, x0, ts, save_every, batched)
 
 
 @program
-def _march(system, x0, ts, first, save_every, checkpoint, batched):
-    """All steps of `ts`: the last state and the saved ones."""
-    dynamics, method, key, args, lanes = system
+def _march(system, state, ts, first, save_every, checkpoint, batched):
+    """All steps of `ts`: the last state and the saved ones, or what is observed of them and whether they are finite."""
+    dynamics, method, key, args, lanes, observe, until = system
     steps = len(ts) - 1
     convert = dynamics.noise is not None and method.calculus in ("ito", "stratonovich")
     dynamics = dynamics.in_calculus(method.calculus) if convert else dynamics
 
-    def step(x, k, xi):
+    def step(state, k, xi):
         t, h = ts[k - first], ts[k - first + 1] - ts[k - first]
-        new = method.step(dynamics, t, h, x, xi, args)
-        return jax.tree.map(lambda new, old: new.astype(old.dtype), new, x)
+
+        def advance(x):
+            new = method.step(dynamics, t, h, x, xi, args)
+            return jax.tree.map(lambda new, old: new.astype(old.dtype), new, x)
+
+        return advance(state) if until is None else watch.stopping(advance, until, state, t, h, args)
 
     if batched:
-        x0 = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), x0)
+        state = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), state)
         step = jax.vmap(step, in_axes=(-1, None, -1), out_axes=-1)
+    x0 = state if until is None else state.x
     draw = None
     if dynamics.noise is not None:
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[:-1], leaf.dtype), x0) if batched else x0
         normals = (brownian_like(shape_of(dynamics.noise, ts[0], one, args), one),) * method.normals
         draw = lambda k: noise.normal(key, k, normals, lanes)
-    x, xs = march(step, x0, steps, draw=draw, first=first, save_every=save_every, checkpoint=checkpoint)
+    options = {"draw": draw, "first": first, "save_every": save_every, "checkpoint": checkpoint}
+    if observe is None:
+        state, seen = march(step, state, steps, observe=lambda s: s if until is None else s.x, **options)
+    else:
+        timed = lambda carry, k, xi: (step(carry[0], k, xi), ts[k - first + 1])
+        look = lambda carry: _look(observe, carry[0] if until is None else carry[0].x, carry[1], args, batched)
+        (state, _), seen = march(timed, (state, ts[0]), steps, observe=look, **options)
     if batched:
-        x = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), x)
-        xs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 1), xs)
-    return x, xs
+        state = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), state)
+        seen = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 1), seen)
+    return state, seen
+
+
+def _look(observe, x, t, args, batched):
+    """What is observed of a state, of many with lanes last, and whether it is finite."""
+    of = lambda x: observe(t, x, args)
+    seen = jax.vmap(of, in_axes=-1, out_axes=-1)(x) if batched else of(x)
+    return seen, _finite(x, batched, last=True)
+
+
+def _finite(xs, batched, last=False):
+    """Whether all entries of a path are finite; paths are the last axis, or the one behind the saved times."""
+    kept = lambda leaf: tuple(range(leaf.ndim - batched)) if last else tuple(range(1 + batched, leaf.ndim))
+    return jnp.stack([jnp.isfinite(leaf).all(kept(leaf)) for leaf in jax.tree.leaves(xs)]).all(0)
 
 
 def _in_pieces(system, x0, ts, save_every, checkpoint, batched, pieces=50):
@@ -164,134 +200,47 @@ def _in_pieces(system, x0, ts, save_every, checkpoint, batched, pieces=50):
     while steps // every < pieces and every > 1:
         every = next((d for d in range(every // 2, 0, -1) if every % d == 0), 1)
     size = every * max(1, steps // every // pieces)
-    x, saved = x0, []
+    state, saved = watch.start(system[-1], x0, ts[0], system[3], batched), []
     with progress_bar(steps, "integrate", "step") as bar:
         for first in range(0, steps, size):
             length = min(size, steps - first)
             times = ts[first : first + length + 1]
-            x, xs = _march(system, x, times, np.asarray(first, np.int32), every, checkpoint, batched)
-            saved.append(jax.tree.map(jax.block_until_ready, xs))
+            state, seen = _march(system, state, times, np.asarray(first, np.int32), every, checkpoint, batched)
+            saved.append(jax.tree.map(jax.block_until_ready, seen))
             bar.update(length)
     thin = save_every // every
-    xs = jax.tree.map(lambda *parts: jnp.concatenate(parts)[thin - 1 :: thin], *saved)
-    return _trajectory(xs, x0, ts, save_every, batched)
+    seen = jax.tree.map(lambda *parts: jnp.concatenate(parts)[thin - 1 :: thin], *saved)
+    return _trajectory(system, state, seen, x0, ts, save_every, batched)
 
 
 @program
-def _trajectory(xs, x0, ts, save_every, batched):
-    """Put x0 in front of the saved states and find the first that is not finite.
+def _trajectory(system, end, seen, x0, ts, save_every, batched):
+    """Put what is seen of x0 in front and find the first state that is not finite.
 
     A state that is not finite stays so under every method here, so looking at saved states misses nothing.
     """
-    xs = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), x0, xs)
-    finite = [jnp.isfinite(leaf).all(tuple(range(2 if batched else 1, leaf.ndim))) for leaf in jax.tree.leaves(xs)]
-    bad = ~jnp.stack(finite).all(0)
+    _, _, _, args, _, observe, until = system
+    if observe is None:
+        first = x0
+    else:
+        seen, finite = seen
+        of = lambda x: observe(ts[0], x, args)
+        first = jax.vmap(of)(x0) if batched else of(x0)
+    xs = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), first, seen)
+    bad = ~(_finite(xs, batched) if observe is None else jnp.concatenate([_finite(_one(x0), batched), finite]))
     failed = bad.any(0)
     step = jnp.where(failed, bad.argmax(0) * save_every, len(ts) - 1)
-    return Trajectory(ts[::save_every], xs, status(jnp.where(failed, Code.diverged, Code.ok), step))
+    outcome = status(jnp.where(failed, Code.diverged, Code.ok), step)
+    return Trajectory(ts[::save_every], xs, outcome, None if until is None else end.stopped)
+
+
+def _one(x0):
+    return jax.tree.map(lambda leaf: leaf[None], x0)
 
 
 @program
-def _diffrax(dynamics, method, x0, ts, key, args, lane, save_every):
+def _diffrax(dynamics, method, x0, ts, key, args, lane, save_every, observe):
     xs, code, step = method.solve(dynamics, x0, ts, key=key, args=args, lane=lane, save_every=save_every)
+    if observe is not None:
+        xs = jax.vmap(lambda t, x: observe(t, x, args))(ts[::save_every], xs)
     return Trajectory(ts[::save_every], xs, status(code, step))
-
-
-def _as_state(leaf):
-    dtype = jnp.result_type(leaf)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise ValueError(f"the state must be floating point; got {dtype}: write x0.astype(float), or 1.0 for 1")
-    return jnp.asarray(leaf, dtype)
-
-
-def _as_args(args):
-    """Numbers become (weakly typed) arrays, so that another value of a parameter does not compile again."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float | complex) else leaf, args)
-
-
-def _auto_axes(leaf):
-    """The same array with the axes of its mesh left to the compiler, which lays the lanes out along the paths."""
-    sharding = None if is_traced(leaf) else leaf.sharding
-    if not isinstance(sharding, NamedSharding) or AxisType.Explicit not in sharding.mesh.axis_types:
-        return leaf
-    names = sharding.mesh.axis_names
-    mesh = Mesh(np.asarray(sharding.mesh.devices), names, axis_types=(AxisType.Auto,) * len(names))
-    return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
-
-
-def _shards(leaf):
-    """The parts of a concrete array that this process holds; nothing is communicated."""
-    return [shard.data for shard in leaf.addressable_shards]
-
-
-def _one_path(leaf):
-    """A path of an ensemble to judge the system at; any does, and the nearest costs least."""
-    if is_traced(leaf):
-        return leaf[0]
-    near = _shards(leaf)[0]
-    return jnp.asarray(np.asarray(near)[0]) if near.shape[1:] == leaf.shape[1:] else leaf[0]
-
-
-def _check_finite(x0):
-    parts = [] if is_traced(x0) else [part for leaf in jax.tree.leaves(x0) for part in _shards(leaf)]
-    if not all(np.isfinite(np.asarray(part)).all() for part in parts):
-        raise ValueError("x0 has entries that are not finite")
-
-
-def _validate(dynamics, x0, ts, key, args, method, save_every):
-    """Everything that can be said before compiling."""
-    check.instance(dynamics, "dynamics", Dynamics, "Dynamics(drift, noise)")
-    if method is None:
-        method = RK4() if dynamics.noise is None else EulerMaruyama()
-    check.instance(method, "method", (AbstractMethod, Diffrax), "EulerMaruyama(), Heun(), ..., or Diffrax(...)")
-    if not jax.tree.leaves(x0):
-        raise ValueError("x0 has no arrays")
-    x0 = jax.tree.map(_as_state, x0)
-    _check_finite(x0)
-    real = widest(*[jnp.finfo(leaf.dtype).dtype for leaf in jax.tree.leaves(x0)])
-    ts = jnp.asarray(ts).astype(real) if is_traced(ts) else jnp.asarray(np.asarray(ts, real))
-    if ts.ndim != 1 or len(ts) < 1:
-        raise ValueError(f"ts must be a vector of times, (steps + 1,); got shape {ts.shape}")
-    steps = len(ts) - 1
-    if not is_traced(ts):
-        gaps = np.diff(np.asarray(ts))
-        if not np.isfinite(np.asarray(ts)).all() or (gaps <= 0).any():
-            at = int(np.argmax(~(gaps > 0))) if steps else 0
-            raise ValueError(
-                f"ts must increase (in {ts.dtype}); got ts[{at}:{at + 2}] = {np.asarray(ts)[at : at + 2]}. "
-                "To run backwards, negate the drift"
-            )
-    check.count(save_every, "save_every", divides=steps)
-    if dynamics.noise is None:
-        if key is not None:
-            noise.check_key(key)
-    elif key is None:
-        raise ValueError("the dynamics has noise: pass key=jax.random.key(seed)")
-    else:
-        noise.check_key(key)
-    start = ts[0] if is_traced(ts) else jnp.asarray(np.asarray(ts)[:1].reshape(()))
-    _check_shapes(dynamics, x0, start, args)
-    if isinstance(method, AbstractMethod):
-        if method.calculus == "ode" and dynamics.noise is not None:
-            raise ValueError(f"{type(method).__name__} is for ODEs; with noise use EulerMaruyama, Heun, SRA1, ...")
-        method.validate(dynamics, start, x0, args)
-        if method.calculus in ("ito", "stratonovich") and method.calculus != dynamics.calculus:
-            check_elementwise(dynamics, start, x0, args)
-    return x0, ts, method
-
-
-def _check_shapes(dynamics, x0, t, args):
-    out = shape_of(dynamics.drift, t, x0, args)
-    shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]
-    if jax.tree.structure(out) != jax.tree.structure(x0) or shapes(out) != shapes(x0):
-        raise ValueError(
-            f"drift must return what x0 is: {jax.tree.structure(x0)} with shapes {shapes(x0)}; "
-            f"got {jax.tree.structure(out)} with shapes {shapes(out)}"
-        )
-    pairs = zip(jax.tree.leaves(out), jax.tree.leaves(x0), strict=True)
-    if any(jnp.iscomplexobj(f) and not jnp.iscomplexobj(x) for f, x in pairs):
-        raise ValueError("the drift of a real state is complex: make x0 complex, or take the real part")
-    if dynamics.noise is not None:
-        like = brownian_like(shape_of(dynamics.noise, t, x0, args), x0)
-        if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in jax.tree.leaves(like)):
-            raise ValueError("noise acts on real states; write a complex one as its real and imaginary parts")

@@ -21,6 +21,7 @@ from physml.train.mesh import replicate, row_shards
 from physml.train.report import History, Recorder
 from physml.train.rows import check_data, index_table, next_batch
 from physml.train.step import State, init_state, train_step
+from physml.train.validation import Validator
 
 # One object, so that calls without an optimizer share a compiled program.
 _ADAM = optax.adam(1e-3)
@@ -67,6 +68,8 @@ def fit(
     data: PyTree = None,
     *,
     key: Key,
+    validation: PyTree = None,
+    patience: int | None = None,
     optimizer: optax.GradientTransformation = _ADAM,
     steps: int = 1000,
     batch_size: int | None = None,
@@ -103,6 +106,10 @@ def fit(
     `optimizer`: any optax transformation. `steps`: in total, counting those done before a resume.
     `accumulate`: microbatches per step, averaged. `clip_norm`: bound on the global gradient norm.
     `ema_decay`: keep the bias-free average of `train_step`.
+    `validation`: rows like the data that are held out. The loss on them, of the average where there is one, is taken
+    after every `callback_every` steps and at the end (`history.validation`), `batch_size` rows at a time and always
+    with the same key; model and average returned are those of its lowest value. `patience`: stop after so many
+    evaluations without a lower one; a resumed run counts from its resumption.
     `callbacks`: called as `callback(step, so_far, metrics)` after every `callback_every` steps (default:
     every chunk) and at the end; `step` counts the steps done, `so_far` is the `Fit` that a stop here would
     return, `metrics` are the last step's numbers. An exception raised in a callback ends the training.
@@ -139,6 +146,10 @@ def fit(
     static = _static(chunk, batch_size, replace, accumulate, clip_norm, ema_decay, has_aux)
     callback_every = None if callback_every is None else check.count(callback_every, "callback_every")
     _check_rows(static, data, sharding)
+    options: dict[str, Any] = {"key": key, "batch_size": static.batch_size, "has_aux": has_aux}
+    if validation is None and patience is not None:
+        raise ValueError("patience counts evaluations on held-out rows: give validation=")
+    validator = None if validation is None else Validator(loss, validation, patience, **options)
     state, frozen = init_state(model, optimizer, ema_decay=ema_decay, trainable=trainable)
     state, frozen, key = replicate((state, frozen, key), sharding)
     data = data if data is None or callable(data) else replicate(jax.tree.map(jnp.asarray, data), sharding)
@@ -164,7 +175,8 @@ def fit(
             )
 
         every = callback_every if callback_every is not None else chunk
-        bounds = [steps, *([every] if callbacks else []), *([checkpoint.every] if checkpoint else [])]
+        watched = bool(callbacks) or validator is not None
+        bounds = [steps, *([every] if watched else []), *([checkpoint.every] if checkpoint else [])]
         healthy = True
         try:
             while (done := recorder.done) < steps:
@@ -180,15 +192,21 @@ def fit(
                 if store is not None and (done % store.every == 0 or done == steps):
                     with hold_interrupts():
                         store.save(state, recorder.rows())
-                if callbacks and (done % every == 0 or done == steps):
+                if watched and (done % every == 0 or done == steps):
                     for callback in callbacks:
                         callback(done, so_far(), recorder.last())
+                    if validator is not None and validator(done, so_far()):
+                        break
         except KeyboardInterrupt:
             if store is not None and recorder.done and healthy:
                 with hold_interrupts():
                     store.save(state, recorder.rows())
             raise
-        return so_far()
+        result = so_far()
+        if validator is None or validator.best is None:
+            return result
+        held_out = np.asarray(validator.steps), np.asarray(validator.losses)
+        return validator.best._replace(history=result.history._replace(validation=held_out))
 
 
 @eqx.filter_jit(donate="all-except-first")

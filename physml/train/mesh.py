@@ -39,7 +39,10 @@ def row_shards(sharding: jax.sharding.Sharding) -> int:
 
 
 def replicate(tree: PyTree, sharding: jax.sharding.Sharding | None) -> PyTree:
-    """Copy every array of a pytree to all devices of the mesh; what is laid out on the mesh already stays."""
+    """Copy every array of a pytree to all devices of the mesh; what is laid out on the mesh already stays.
+
+    Where the mesh spans several processes each of them must hold the same numbers.
+    """
     if sharding is None:
         return tree
     everywhere = NamedSharding(_over_rows(sharding).mesh, PartitionSpec())
@@ -49,9 +52,18 @@ def replicate(tree: PyTree, sharding: jax.sharding.Sharding | None) -> PyTree:
             return x
         if isinstance(x, jax.Array) and x.sharding.device_set == everywhere.device_set and x.committed:
             return x
-        return jax.device_put(x, everywhere)
+        return _put(x, everywhere)
 
     return jax.tree.map(place, tree)
+
+
+def _put(x, sharding):
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    here = np.asarray(x)
+    return jax.make_array_from_callback(here.shape, sharding, lambda index: here[index])
 
 
 def constrain(batch: PyTree, sharding: jax.sharding.Sharding | None) -> PyTree:

@@ -14,12 +14,13 @@ from physml.train.store import atomic_write
 class History(NamedTuple):
     """Per step, as numpy arrays of length `steps`: the loss, the gradient norm before clipping, and the
     entries of the loss's auxiliary dict by name. Entry k belongs to step k, at the parameters before its
-    update.
+    update. `validation`: how many steps were done at each evaluation on held-out rows, and the loss there.
     """
 
     loss: np.ndarray
     grad_norm: np.ndarray
     aux: dict[str, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray] = (np.zeros(0, int), np.zeros(0))
 
 
 class Recorder:

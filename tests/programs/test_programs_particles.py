@@ -115,6 +115,22 @@ def test_runs(name):
     assert_compiles_once(fresh, first=8)
 
 
+def _stiff(x, args):
+    return args["k"] * jnp.sum(x**2)
+
+
+@pytest.mark.parametrize("make", [p.overdamped, p.mala, p.hmc, p.underdamped, p.microcanonical])
+def test_a_sweep_over_arguments_of_the_energy_compiles_once(make):
+    """Another number in args is no other program."""
+    numbers = iter((0.5, 0.7, 0.9))
+
+    def fresh():
+        kernel, x0 = make(_stiff, 0.1, args={"k": next(numbers)}), _points()
+        return lambda: p.run_chains(kernel, x0, 4, key=KEY, stats=False)
+
+    assert_compiles_once(fresh, first=6)
+
+
 def test_tune():
     def fresh():
         kernel, x0s = p.underdamped(_half, 0.1), _points()

@@ -68,7 +68,7 @@ def tune(
 
     **Arguments.** `kernel`: `overdamped`, `underdamped` (BAOAB, OBABO), `mala`, `hmc`, `microcanonical`. `steps`: at
     most; it stops as soon as a window agrees with the one before: spread within a factor 1.5, mean within 0.5 standard
-    deviations, acceptance within 0.1 (error in energy within a factor 4) of its target, and r_hat below 1.5; up to half
+    deviations, acceptance within 0.1 (error in energy within a factor 4) of its target, and r_hat below 1.3; up to half
     of them are moves of HMC where the kernel rejects nothing. `metric`: "dense" (all correlations up to 100 entries,
     the ten leading directions beyond), "diagonal", or "none", which keeps the kernel's own scale. `most`: leapfrog
     steps of a trajectory. `first_lane`: as in `run_chains`. `progress`: show a bar.

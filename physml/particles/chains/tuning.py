@@ -216,7 +216,7 @@ def _renew(kernel, tuning, target, budget, metric):
     else:
         scale, widest = adaptation.preconditioner(moments, metric)
     r_hat = window.r_hat
-    settled = aimed & (narrow > 1 / 1.5) & (wide < 1.5) & (shift < 0.5) & (r_hat < 1.5)
+    settled = aimed & (narrow > 1 / 1.5) & (wide < 1.5) & (shift < 0.5) & (r_hat < 1.3)
 
     # In the new coordinates the narrowest direction, which bounds the step, and the widest are as wide as any.
     h = jnp.exp(tuning.step.average) / jnp.clip(narrow, 1e-3, 1e3)

@@ -54,7 +54,8 @@ class Interval(AbstractBijection):
 
     def __check_init__(self):
         low, high = check.known(self.low), check.known(self.high)
-        check.within(self.low, "low"), check.within(self.high, "high")
+        check.within(self.low, "low")
+        check.within(self.high, "high")
         if low is not None and high is not None and not (low < high).all():
             raise ValueError(f"an interval needs low < high, got {self.low} and {self.high}")
 
@@ -115,7 +116,8 @@ class Constrained(eqx.Module):
         pairs = jax.tree.map(one, self.bijections, u, is_leaf=_is_bijection)
         x = jax.tree.map(lambda _, pair: pair[0], u, pairs)
         volumes = jax.tree.leaves(jax.tree.map(lambda _, pair: pair[1], u, pairs))
-        return x, sum(volumes[1:], start=volumes[0])
+        volume: Any = sum(volumes)
+        return x, volume
 
 
 def _is_bijection(leaf: Any) -> bool:

@@ -9,7 +9,7 @@ import abc
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import equinox as eqx
@@ -147,6 +147,24 @@ def uniforms(key: Key, position: PyTree, lanes: ArrayLike) -> Array:
 
 
 # ---- an energy on one chain or on lanes of them
+
+
+class Bound(eqx.Module):
+    """`energy(x, args)` with its arguments, which are leaves: other values of them compile nothing again."""
+
+    energy: Callable
+    args: PyTree
+
+    def __call__(self, x: PyTree) -> Array:
+        return self.energy(x, self.args)
+
+
+def bind(energy: Callable, args: PyTree) -> Energy:
+    """The energy of a position alone; numbers among the arguments become arrays."""
+    if args is None:
+        return energy
+    check.function(energy, "energy", "(x, args)")
+    return Bound(energy, jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, args))
 
 
 @program

@@ -1,5 +1,6 @@
 r"""Hamiltonian Monte Carlo: a trajectory of $H = E(x) + |p|^2/2$ with fresh momenta, accepted as a whole or not."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -16,6 +17,7 @@ from physml.particles.kernels.base import (
     Attempt,
     Evaluated,
     Info,
+    bind,
     check_energy,
     check_start,
     gradient,
@@ -126,13 +128,14 @@ def leapfrog(
 
 
 def hmc(
-    energy: Energy,
+    energy: Callable,
     step_size: Scalar,
     steps: int = 10,
     temperature: Scalar = 1.0,
     *,
     duration: str = "fixed",
     scale: PyTree | None = None,
+    args: PyTree = None,
 ) -> Hmc:
     r"""Hamiltonian Monte Carlo: momenta from $N(0, T)$, `steps` leapfrog steps, accepted with probability
 
@@ -146,7 +149,8 @@ def hmc(
     makes this of any duration.
 
     **Arguments.** `energy`: `x -> scalar`, x any pytree. `step_size`: h > 0. `steps`: leapfrog steps, at least 1.
-    `temperature`: T > 0. `scale`: L; momenta are those of $y = L^{-1} x$, so the mass is $(L L^T)^{-1}$.
+    `temperature`: T > 0. `scale`: L; momenta are those of $y = L^{-1} x$, so the mass is $(L L^T)^{-1}$. `args`: as
+    in `overdamped`.
     **Cost.** `steps` gradients; quasi-random durations have no derivative in reverse mode. Tune h to an acceptance near
     0.65 to 0.9. **Errors** as in `mala`, and for steps below 1. **See** Neal (2011), eq. 2.28 to 2.30; Bou-Rabee and
     Sanz-Serna (2017) for exponential durations.
@@ -155,4 +159,4 @@ def hmc(
     check.choice(duration, "duration", ("fixed", "uniform", "exponential", "quasirandom"))
     h, T = check.number(step_size, "step_size", above=0), check.number(temperature, "temperature", above=0)
     length = steps * h if duration == "quasirandom" else None
-    return Hmc(energy, h, steps, T, duration, as_scale(scale), length)
+    return Hmc(bind(energy, args), h, steps, T, duration, as_scale(scale), length)

@@ -5,6 +5,7 @@ stationary law is the same. It is that of $y = L^{-1} x$; an L with $L L^T$ near
 directions alike.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
@@ -22,6 +23,7 @@ from physml.particles.kernels.base import (
     Info,
     Position,
     accepted,
+    bind,
     check_energy,
     check_start,
     metropolis,
@@ -103,7 +105,12 @@ def _euler(kernel: Overdamped | Mala, state: Evaluated, xi: PyTree) -> tuple[Eva
 
 
 def overdamped(
-    energy: Energy, step_size: Scalar, temperature: Scalar = 1.0, *, scale: PyTree | None = None
+    energy: Callable,
+    step_size: Scalar,
+    temperature: Scalar = 1.0,
+    *,
+    scale: PyTree | None = None,
+    args: PyTree = None,
 ) -> Overdamped:
     r"""Unadjusted Langevin (ULA): the Euler step of $dx = -\nabla E\,dt + \sqrt{2T}\,dW$.
 
@@ -114,7 +121,8 @@ def overdamped(
 
     **Arguments.** `energy`: `x -> scalar`, x any pytree. `step_size`: h > 0 (time). `temperature`: T >= 0 (energy);
     zero is gradient descent. `scale`: L of a preconditioner $L L^T$, one factor for each entry of x, or a matrix
-    (d, d) for a vector. **Cost.** One gradient and as many normals as x has entries.
+    (d, d) for a vector. `args`: the energy is then `energy(x, args)`, and a sweep over them compiles once.
+    **Cost.** One gradient and as many normals as x has entries.
     **Errors.** `ValueError` for a negative step or temperature, an energy that is not a scalar, a start of infinite
     energy; a run that leaves the finite numbers has the status `diverged`.
     **See** Roberts and Tweedie (1996), section 1.4.1; `mala` removes the bias, `underdamped` mixes faster.
@@ -126,10 +134,17 @@ def overdamped(
     ```
     """
     temperature = check.number(temperature, "temperature", least=0)
-    return Overdamped(energy, check.number(step_size, "step_size", above=0), temperature, as_scale(scale))
+    return Overdamped(bind(energy, args), check.number(step_size, "step_size", above=0), temperature, as_scale(scale))
 
 
-def mala(energy: Energy, step_size: Scalar, temperature: Scalar = 1.0, *, scale: PyTree | None = None) -> Mala:
+def mala(
+    energy: Callable,
+    step_size: Scalar,
+    temperature: Scalar = 1.0,
+    *,
+    scale: PyTree | None = None,
+    args: PyTree = None,
+) -> Mala:
     r"""Metropolis-adjusted Langevin: the step of `overdamped`, accepted with probability
 
     $$\min\Bigl(1,\ e^{-(E(x') - E(x))/T}\, \frac{q(x | x')}{q(x' | x)}\Bigr).$$
@@ -141,4 +156,4 @@ def mala(energy: Energy, step_size: Scalar, temperature: Scalar = 1.0, *, scale:
     **See** Roberts and Tweedie (1996), section 1.4.2; Roberts and Rosenthal (1998) for the acceptance.
     """
     temperature = check.number(temperature, "temperature", above=0)
-    return Mala(energy, check.number(step_size, "step_size", above=0), temperature, as_scale(scale))
+    return Mala(bind(energy, args), check.number(step_size, "step_size", above=0), temperature, as_scale(scale))

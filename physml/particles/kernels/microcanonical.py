@@ -12,6 +12,7 @@ $$u' = \frac{u + \bigl(\sinh\delta + (e\cdot u)(\cosh\delta - 1)\bigr)\,e}{\cosh
 and $\Delta K$ is minus the logarithm of its Jacobian: the error of a step in energy is $W = \Delta E/T + \sum\Delta K$.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -29,6 +30,7 @@ from physml.particles.kernels.base import (
     Evaluated,
     Info,
     accepted,
+    bind,
     check_energy,
     check_start,
     choose,
@@ -115,13 +117,14 @@ class AdjustedMicrocanonical(AbstractTunable):
 
 
 def microcanonical(
-    energy: Energy,
+    energy: Callable,
     step_size: Scalar = 0.1,
     length: Scalar = 1.0,
     temperature: Scalar = 1.0,
     *,
     adjusted: bool = False,
     scale: PyTree | None = None,
+    args: PyTree = None,
 ) -> Microcanonical | AdjustedMicrocanonical:
     r"""Isokinetic Langevin dynamics: leapfrog steps at unit speed, whose direction is forgotten over `length`.
 
@@ -132,7 +135,7 @@ def microcanonical(
 
     **Arguments.** `energy`: `x -> scalar`, x any pytree of at least two entries. `step_size`: h > 0 and
     `length` > 0 are lengths: the particle needs $\sqrt d$ of them where `hmc` needs a time of 1. `temperature`: T > 0.
-    `scale`: L, as in `hmc`. **State.** `Moving`, which starts downhill, or `Counted`.
+    `scale`: L, as in `hmc`. `args`: as in `overdamped`. **State.** `Moving`, which starts downhill, or `Counted`.
     **Cost.** A gradient a step, h / length of them on average for a trajectory.
     **Errors** as in `overdamped`; for a single entry, which a sphere has no directions for.
     **See** Robnik, De Luca, Silverstein and Seljak, Microcanonical Hamiltonian Monte Carlo (2023); Robnik and
@@ -146,7 +149,7 @@ def microcanonical(
     positive = lambda value, name: check.number(value, name, above=0)
     kind = AdjustedMicrocanonical if adjusted else Microcanonical
     return kind(
-        energy,
+        bind(energy, args),
         positive(step_size, "step_size"),
         positive(length, "length"),
         positive(temperature, "temperature"),

@@ -10,6 +10,7 @@ A moves $x$ with $p$, B kicks $p$ with the force, O is the exact Ornstein-Uhlenb
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -26,6 +27,7 @@ from physml.particles.kernels.base import (
     Attempt,
     Info,
     accepted,
+    bind,
     check_energy,
     check_start,
     normals,
@@ -127,13 +129,14 @@ def _kinetic(p, lanes):
 
 
 def underdamped(
-    energy: Energy,
+    energy: Callable,
     step_size: Scalar,
     friction: Scalar = 1.0,
     temperature: Scalar = 1.0,
     scheme: str = "BAOAB",
     *,
     scale: PyTree | None = None,
+    args: PyTree = None,
 ) -> Underdamped:
     r"""Underdamped (kinetic) Langevin dynamics of unit mass, which leaves $e^{-(E(x) + |p|^2/2)/T}$ invariant.
 
@@ -145,6 +148,7 @@ def underdamped(
 
     **Arguments.** `energy`: `x -> scalar`, x any pytree. `step_size`: h > 0. `friction`: $\gamma \ge 0$ (1/time; > 0
     for `exact`). `temperature`: T >= 0. `scale`: L with $x = L y$, the dynamics is that of y (mass $(L L^T)^{-1}$).
+    `args`: as in `overdamped`.
     **State.** position, momentum, gradient; starts at rest unless `init(position, momentum=p)`.
     **Cost.** One gradient. **Errors** as in `overdamped`, and for an unknown scheme.
     **See** Leimkuhler and Matthews (2013) for BAOAB; Bussi and Parrinello (2007) for OBABO; Cheng et al. (2018),
@@ -152,7 +156,7 @@ def underdamped(
     """
     check.choice(scheme, "scheme", ("BAOAB", "OBABO", "exact"))
     return Underdamped(
-        energy,
+        bind(energy, args),
         check.number(step_size, "step_size", above=0),
         check.number(friction, "friction", least=0, above=0 if scheme == "exact" else None),
         check.number(temperature, "temperature", least=0),
