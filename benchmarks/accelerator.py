@@ -95,8 +95,8 @@ def matching_step(n):
         return matching.match(model, path, x0, batch, key=key)
 
     def call(x1):
-        new, metrics = train_step(state, frozen, x1, key=KEY, loss=loss, optimizer=optimizer)
-        return metrics["loss"]
+        _, metrics = train_step(state, frozen, x1, key=KEY, loss=loss, optimizer=optimizer)
+        return jnp.stack([metrics["loss"], metrics["grad_norm"]])
 
     weights = sum(x.size for x in jax.tree.leaves(state.params))
     return Case(call, (jax.random.normal(KEY, (n, 2)),), flops=6.0 * n * weights, tolerance=1e-4)
@@ -125,10 +125,8 @@ def p_spin(n):
 
 def wide_network(n):
     x = jax.random.normal(KEY, (4, 8)) / 8**0.5
-    model = dmft.WideNetwork(x @ x.T, jnp.array([1.0, -1.0, 1.0, -1.0]), 2, 1.0, jnp.tanh, 1.0, 0.1)
-    call = lambda y: (
-        dmft.solve(dmft.WideNetwork(model.kernel, y, 2, 1.0, jnp.tanh, 1.0, 0.1), noise=None, key=KEY).order.loss
-    )
+    model = lambda y: dmft.WideNetwork(x @ x.T, y, 2, 1.0, jnp.tanh, 0.05 * n, 0.05)
+    call = lambda y: dmft.solve(model(y), key=KEY).order.loss
     return Case(call, (jnp.array([1.0, -1.0, 1.0, -1.0]),), tolerance=1e-2)
 
 
@@ -147,8 +145,8 @@ KINDS: dict[str, tuple[Callable, tuple[int, int, int]]] = {
     "matching step, width 512": (matching_step, (1_000, 10_000, 100_000)),
     "retrieval from 4 n patterns, d = 64": (retrieval, (1_000, 4_000, 16_000)),
     "Glauber, 5 sweeps of 64 replicas": (glauber, (200, 1_000, 4_000)),
-    "p-spin filling": (p_spin, (100, 200, 400)),
-    "wide network": (wide_network, (1, 1, 1)),
+    "p-spin filling, n times": (p_spin, (100, 200, 400)),
+    "wide network, n steps": (wide_network, (10, 20, 40)),
     "fixed points of 64 unknowns": (fixed_points, (100, 1_000, 10_000)),
 }
 
@@ -169,7 +167,7 @@ def seconds(call, arrays, rounds=5, limit=3.0):
 
 def limits(device, small):
     """Bytes and operations a second of this device, and normals."""
-    n, d = (2**20, 256) if small else (2**25, 4096)
+    n, d = (2**20, 1024) if small else (2**25, 4096)
     x, a = jax.device_put((jnp.ones(n), jnp.ones((d, d))), device)
     copy, _ = seconds(jax.jit(lambda x: x + 1), (x,))
     product, _ = seconds(jax.jit(lambda a: a @ a), (a,))
@@ -228,7 +226,7 @@ def measure(kind, make, n, device, cpu, limit) -> dict[str, Any]:
 def ground(small):
     """The tests of the ground on this device: how many passed, and the last line."""
     rooms = ["tests/core/test_noise.py"] if small else ["tests/core", "tests/integrate", "tests/particles"]
-    options = ["-m", "not slow and not recipes", "-n", "0", "-q", "-x", "--timeout", "60", "-p", "no:cacheprovider"]
+    options = ["-m", "not slow and not recipes", "-n", "0", "-v", "-x", "--timeout", "60", "-p", "no:cacheprovider"]
     if not small:
         options += ["-k", "noise or fixed_point or langevin or interaction or simulate or loops"]
     command = [sys.executable, "-m", "pytest", *rooms, *options]

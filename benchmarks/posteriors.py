@@ -189,7 +189,7 @@ def references():
         x0s = jax.vmap(posterior.start)(jax.random.split(jax.random.key(7), 256))
         tuned = particles.tune(particles.hmc(posterior.energy, 0.1), x0s, 1000, key=jax.random.key(8), acceptance=0.9)
         settled = particles.run_chains(tuned.kernel, tuned.state, 500, key=jax.random.key(9), keep=False, stats=False)
-        both = lambda u: jnp.stack([posterior.observe(u), posterior.observe(u) ** 2])
+        both = lambda u, of=posterior.observe: jnp.stack([of(u), of(u) ** 2])
         out = particles.run_chains(
             tuned.kernel, settled.state, 4_000, key=jax.random.key(10), keep=False, observe=both
         ).check()

@@ -230,7 +230,7 @@ def banana():
 
 
 def funnel():
-    """v ~ N(0, 9) and nine x ~ N(0, e^v), of which v and tanh x are observed: no chain finds the moments of x itself."""
+    """v ~ N(0, 9) and nine x ~ N(0, e^v); v and tanh x are observed: no chain finds the moments of x itself."""
     energy = lambda u: u["v"] ** 2 / 18 + jnp.sum(u["x"] ** 2) / 2 * jnp.exp(-u["v"]) + 4.5 * u["v"]
     observe = lambda u: jnp.concatenate([u["v"][None], jnp.tanh(u["x"])])
     v, z = np.linspace(-24, 24, 4001), np.linspace(-9, 9, 2001)

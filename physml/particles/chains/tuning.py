@@ -167,10 +167,10 @@ def _move(kernel, tuning, key, lanes, target, one, metric, most):
     rate, recent = jnp.mean(rates), 0.9 * window.recent + 0.1 * rates
     square = adaptation.square_error(error, attempt.energy, len(before))
     if kernel.rejects:
-        # No chain is left behind: where one hardly moves, the mean of the others does not count, but at the end, when
-        # all have arrived and quarter steps lead back from what is rare.
-        last = window.end > tuning.finish
-        step = tuning.step.dual(target - jnp.where(last, rate, jnp.minimum(rate, 2 * jnp.min(recent))))
+        # No chain is left behind on the way down: where one hardly moves, the mean of the others does not count.
+        # Later quarter steps lead back from what is rare.
+        early = window.end <= 7 * _first_window(before.shape[1])
+        step = tuning.step.dual(target - jnp.where(early, jnp.minimum(rate, 2 * jnp.min(recent)), rate))
     else:
         step = tuning.step.dual(adaptation.too_large(square, target))
         # A step that leaves the finite numbers, or nearly so, is not made.
