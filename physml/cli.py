@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 import physml
 from physml import recipes
 
-USAGE = "physml run NAME [--smoke | --full] [--out DIR] [--seed N] [--no-progress] [--config.FIELD VALUE ...]"
+USAGE = (
+    "physml run NAME [--smoke | --full] [--out DIR] [--seed N] [--no-progress] [--processes N] "
+    "[--config.FIELD VALUE ...]"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,9 +97,34 @@ def _show(name: str, out: Path | None) -> int:
     return 0 if result.ok else 1
 
 
+def _processes(rest: list[str]) -> tuple[int, list[str]]:
+    """How many are asked for, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--processes", type=int, default=1)
+    known, others = parser.parse_known_args(rest)
+    return known.processes, others
+
+
 def _run(name: str, rest: list[str]) -> int:
     _keep_compiled_programs()
+    processes, rest = _processes(rest)
     recipe = recipes.load_recipe(name)
+    from physml.train import launch, start_processes
+
+    if processes != 1:
+        return launch(["-m", "physml", "run", name, *rest], processes)
+    if start_processes() > 0:
+        # All processes compute; the first one tells.
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            tempfile.TemporaryDirectory() as out,
+        ):
+            return _run_here(name, recipe, [*rest, "--out", out, "--no-progress"])
+    return _run_here(name, recipe, rest)
+
+
+def _run_here(name: str, recipe: Any, rest: list[str]) -> int:
     sizes = [word for word in rest if word in ("--smoke", "--full")]
     size = sizes[0][2:] if sizes else "paper"
     if len(sizes) > 1 or not hasattr(recipe, size.upper()):

@@ -164,16 +164,6 @@ def fit(
         recorder.begin(past)
         bar = stack.enter_context(progress_bar(steps, "fit", "step", show=progress, initial=recorder.done))
 
-        def so_far():
-            # Copies: the next chunk takes over the state's buffers.
-            mine = jax.tree.map(jnp.copy, (state.params, state.ema))
-            ema = None if mine[1] is None else jax.tree.map(lambda e, p: e.astype(p.dtype), mine[1], mine[0])
-            return Fit(
-                eqx.combine(mine[0], frozen),
-                None if ema is None else eqx.combine(ema, frozen),
-                recorder.history(),
-            )
-
         every = callback_every if callback_every is not None else chunk
         watched = bool(callbacks) or validator is not None
         bounds = [steps, *([every] if watched else []), *([checkpoint.every] if checkpoint else [])]
@@ -194,19 +184,24 @@ def fit(
                         store.save(state, recorder.rows())
                 if watched and (done % every == 0 or done == steps):
                     for callback in callbacks:
-                        callback(done, so_far(), recorder.last())
-                    if validator is not None and validator(done, so_far()):
+                        callback(done, _so_far(state, frozen, recorder), recorder.last())
+                    if validator is not None and validator(done, _so_far(state, frozen, recorder)):
                         break
         except KeyboardInterrupt:
             if store is not None and recorder.done and healthy:
                 with hold_interrupts():
                     store.save(state, recorder.rows())
             raise
-        result = so_far()
-        if validator is None or validator.best is None:
-            return result
-        held_out = np.asarray(validator.steps), np.asarray(validator.losses)
-        return validator.best._replace(history=result.history._replace(validation=held_out))
+        result = _so_far(state, frozen, recorder)
+        return result if validator is None else validator.choose(result)
+
+
+def _so_far(state, frozen, recorder):
+    """What a stop here would return. Copies: the next chunk takes over the state's buffers."""
+    params, ema = jax.tree.map(jnp.copy, (state.params, state.ema))
+    if ema is not None:
+        ema = eqx.combine(jax.tree.map(lambda e, p: e.astype(p.dtype), ema, params), frozen)
+    return Fit(eqx.combine(params, frozen), ema, recorder.history())
 
 
 @eqx.filter_jit(donate="all-except-first")

@@ -57,6 +57,19 @@ def replicate(tree: PyTree, sharding: jax.sharding.Sharding | None) -> PyTree:
     return jax.tree.map(place, tree)
 
 
+def local(tree: PyTree) -> PyTree:
+    """Arrays that are the same on all devices, such as a trained model, as arrays of this process alone."""
+
+    def take(x):
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        if not x.is_fully_replicated:
+            raise ValueError(f"an array with the sharding {x.sharding} is not whole in any process: replicate it first")
+        return x.addressable_data(0)
+
+    return jax.tree.map(take, tree)
+
+
 def _put(x, sharding):
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)

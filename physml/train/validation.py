@@ -46,6 +46,12 @@ class Validator:
             self._since += 1
         return self._patience is not None and self._since >= self._patience
 
+    def choose(self, result: Any) -> Any:
+        """The best that was seen, with the history of the whole run and of the evaluations."""
+        best = result if self.best is None else self.best
+        held_out = np.asarray(self.steps), np.asarray(self.losses)
+        return best._replace(history=result.history._replace(validation=held_out))
+
 
 @eqx.filter_jit
 def _evaluate(loss, model, data, key, batch, has_aux) -> Array:

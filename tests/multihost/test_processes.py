@@ -1,5 +1,6 @@
 """Two processes and one: the same numbers, one checkpoint, and an end within seconds when one of them dies."""
 
+import json
 import os
 import subprocess
 import sys
@@ -54,6 +55,29 @@ def test_two_processes_agree_with_one_and_continue_after_a_death(tmp_path):
         done = launch(two, 1, devices=devices)
         assert done.returncode == 0, done.stderr[-3000:]
         np.testing.assert_array_equal(found(two)["model"], found(two, 1)["model"])
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_devices_agree_with_one(devices):
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    program = PROGRAM.with_name("devices.py")
+    done = subprocess.run([sys.executable, str(program)], env=env, capture_output=True, text=True, timeout=200)
+    assert f"{devices} devices agree with one" in done.stdout, done.stderr[-3000:]
+
+
+def test_a_recipe_on_two_processes(tmp_path):
+    """The same claims as one process makes, up to the order of sums."""
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    run = [sys.executable, "-m", "physml", "run", "nonequilibrium", "--smoke", "--no-progress"]
+    metrics = []
+    for options in ([], ["--processes", "2"]):
+        out = tmp_path / str(len(metrics))
+        done = subprocess.run([*run, "--out", str(out), *options], env=env, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr[-3000:]
+        metrics.append(json.loads((out / "metrics.json").read_text()))
+    one, two = ({c["quantity"]: c["value"] for c in m["claims"]} for m in metrics)
+    assert one.keys() == two.keys() and len(one) > 2
+    assert done.stdout.count("all claims hold") == 1
 
 
 def test_mistakes(monkeypatch):

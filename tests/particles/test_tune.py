@@ -13,6 +13,7 @@ from physml.particles import (
     Preconditioner,
     consensus,
     hmc,
+    laplace,
     mala,
     microcanonical,
     overdamped,
@@ -223,6 +224,16 @@ def test_chains_in_different_modes_are_not_converged():
     assert float(tuned.r_hat) > 3
     with pytest.raises(RuntimeError, match="tune: not_converged"):
         tuned.check()
+
+
+def test_it_starts_from_the_scale_of_laplace():
+    C, energy = _gaussian(8)
+    mode = laplace(energy, {"v": jnp.zeros((1, 8))})
+    x0s = mode.sample(KEY, 64)
+    slow, quick = (tune(hmc(energy, 0.5, scale=s), x0s, 500, key=KEY).check() for s in (None, mode.scale))
+    # Whitened from the first move on, the steps are long at once.
+    assert float(quick.history.acceptance[0]) > 0.8 and float(slow.history.acceptance[0]) < 0.1
+    np.testing.assert_allclose(np.diag(quick.kernel.scale.covariance), np.diag(C), rtol=0.4)
 
 
 def test_no_chain_is_left_behind():

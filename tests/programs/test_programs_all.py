@@ -18,7 +18,7 @@ LEFT_OUT = {
     "NumPy, nothing is compiled": """jackknife mean_and_error power_law straight_line digits mnist_small
         stationary_density dynamic_temperature threshold_energy row_indices shuffled discrepancy pade""",
     "processes": "launch start_processes",
-    "parts of `fit`, and files": "data_parallel replicate init_state train_step load save",
+    "parts of `fit`, and files": "data_parallel local replicate init_state train_step load save",
     "adapters of other libraries, compiled as those are": "from_flax from_blackjax",
     "made of functions that are here": "cusp folds monotone_boltzmann",
 }

@@ -70,8 +70,9 @@ def tune(
     most; it stops as soon as a window agrees with the one before: spread within a factor 1.5, mean within 0.5 standard
     deviations, acceptance within 0.1 (error in energy within a factor 4) of its target, and r_hat below 1.3; up to half
     of them are moves of HMC where the kernel rejects nothing. `metric`: "dense" (all correlations up to 100 entries,
-    the ten leading directions beyond), "diagonal", or "none", which keeps the kernel's own scale. `most`: leapfrog
-    steps of a trajectory. `first_lane`: as in `run_chains`. `progress`: show a bar.
+    the ten leading directions beyond; it starts from that of `laplace`, if the kernel has it), "diagonal", or "none",
+    which keeps the kernel's own scale. `most`: leapfrog steps of a trajectory. `first_lane`: as in `run_chains`.
+    `progress`: show a bar.
     **Returns** `Tuned`; go on with `run_chains(tuned.kernel, tuned.state, ...)` and another key.
     **Cost.** That of the moves; early trajectories are short. One program for a kernel and a shape, which any number of
     starts of that shape uses again. Few chains learn in longer windows.

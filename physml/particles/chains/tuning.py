@@ -105,11 +105,14 @@ def begin(kernel, x0s, key, lanes, steps, budget, metric):
     none, moments = jnp.int32(0), Moments.begin(x, len(x) <= adaptation.DENSE)
     end = jnp.int32(min(_first_window(x.shape[1]), budget - _tail(budget)))
     empty = jnp.full(steps, np.nan, x.dtype)
+    scale, given = adaptation.identity(x, metric), kernel.scale
+    if isinstance(given, Preconditioner) and given.vectors.shape == scale.vectors.shape:
+        scale = jax.tree.map(number, given)
     tuning = Tuning(
         state=state,
         step=Average.begin(number(kernel.step_size)),
         length=Average.begin(number(length)),
-        scale=adaptation.identity(x, metric),
+        scale=scale,
         window=Window(none, end, moments, (jnp.zeros_like(x), jnp.zeros_like(x)), number(0), jnp.ones_like(x[0])),
         mean=jnp.full(len(x), np.inf, x.dtype),
         r_hat=number(np.nan),

@@ -10,10 +10,15 @@ from physml.core.types import Key
 
 
 def fit(loss: Any, model: Any, data: Any, *, rate: float, steps: int, key: Key, **options: Any) -> train.Fit:
-    """`train.fit` by Adam, whose rate falls to zero as half a cosine; the average over some 1000 steps is `ema`."""
+    """`train.fit` by Adam, whose rate falls to zero as half a cosine; the average over some 1000 steps is `ema`.
+
+    Where there are several processes the rows of each batch lie over all their devices.
+    """
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
     options = {"ema_decay": 0.999, "progress": False} | options
-    return train.fit(loss, model, data, optimizer=optimizer, steps=steps, key=key, **options)
+    if jax.process_count() > 1:
+        options["sharding"] = train.data_parallel()
+    return train.local(train.fit(loss, model, data, optimizer=optimizer, steps=steps, key=key, **options))
 
 
 def denoiser_loss(model: matching.Preconditioned, batch: Any, *, key: Key) -> Any:
