@@ -4,6 +4,7 @@ Static mistakes raise a `ValueError` that names the argument, what was expected 
 NumPy: inside `jit` an operation of JAX on a concrete array would be staged, and its outcome unknown.
 """
 
+import inspect
 import operator
 from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
@@ -114,9 +115,20 @@ def choice(value: Any, name: str, options: Collection[str]) -> None:
 
 
 def function(value: Any, name: str, signature: str = "") -> None:
-    """Something to call; `signature` tells how it will be called."""
+    """Something to call; `signature` tells how it will be called, as "(t, x, args)" or in words."""
     if not callable(value):
         raise ValueError(f"{name} must be a function{' ' * bool(signature)}{signature}, got {type(value).__name__}")
+    if not (signature.startswith("(") and signature.endswith(")")) or " or " in signature:
+        return
+    places, _, keywords = signature.strip("()").partition("*, ")
+    try:
+        takes = inspect.signature(value)
+    except (TypeError, ValueError):  # some built-in functions do not say what they take
+        return
+    try:
+        takes.bind(*filter(None, places.split(", ")), **dict.fromkeys(filter(None, keywords.split(", "))))
+    except TypeError as error:
+        raise ValueError(f"{name} is called as {signature}, and takes {takes}: {error}") from error
 
 
 def instance(value: Any, name: str, kinds: type | tuple[type, ...], examples: str) -> None:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from physml.core import check
+
 Calculus = Literal["ito", "stratonovich"]
 
 
@@ -42,13 +44,14 @@ class Dynamics(eqx.Module):
     def __check_init__(self):
         if self.calculus not in ("ito", "stratonovich"):
             raise ValueError(f"calculus must be 'ito' or 'stratonovich', got {self.calculus!r}")
-        if not callable(self.drift):
-            raise ValueError(f"drift must be a function (t, x, args), got {type(self.drift).__name__}")
         if self.noise is not None and not callable(self.noise):
             raise ValueError(
                 f"noise must be a function (t, x, args) or a Matrix, got {type(self.noise).__name__}; "
                 "for a constant write noise=lambda t, x, args: value"
             )
+        for name, function in (("drift", self.drift), ("noise", self.noise)):
+            if function is not None:
+                check.function(function, name, "(t, x, args)")
 
     def in_calculus(self, calculus: Calculus) -> "Dynamics":
         r"""The same process written in the other calculus.

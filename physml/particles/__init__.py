@@ -41,7 +41,13 @@ from physml.particles.energies.nonsmooth import (
     soft_threshold as soft_threshold,
 )
 from physml.particles.energies.pair_energy import PairEnergy as PairEnergy
-from physml.particles.kernels.base import AbstractKernel as AbstractKernel, Info as Info, over_lanes as over_lanes
+from physml.particles.kernels.base import (
+    AbstractKernel as AbstractKernel,
+    AbstractTunable as AbstractTunable,
+    Attempt as Attempt,
+    Info as Info,
+    over_lanes as over_lanes,
+)
 from physml.particles.kernels.consensus import (
     Consensus as Consensus,
     consensus as consensus,

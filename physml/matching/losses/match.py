@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from physml.core import check
+from physml.core.noise import check_key
 from physml.core.program import program
 from physml.core.types import Field, Key
 from physml.matching._checks import check_batch, shaped
@@ -52,9 +53,10 @@ def match(
     like x.
     **See** Lipman et al. (2022), eq. 14; Albergo et al. (2023), eqs. 2.13 and 2.16.
     """
+    check_key(key)
     check.choice(target, "target", ("velocity", "score", "denoiser", "noise"))
     check.instance(path, "path", Path, "a Path, such as linear()")
-    check.function(field, "field", "of (t, x, args)")
+    check.function(field, "field", "(t, x, args)")
     x0, x1 = jnp.asarray(x0), jnp.asarray(x1)
     check_batch(x0, x1, args)
     check_coupling(coupling)
@@ -85,4 +87,7 @@ def _match(field, path, x0, x1, key, args, target, coupling, weight, times):
         return jnp.mean(error**2)
 
     losses = jax.vmap(one)(t, x0, x1, z, args)
-    return jnp.mean(losses if weight is None else jax.vmap(weight)(t) * losses)
+    weights = jnp.ones_like(losses) if weight is None else jax.vmap(weight)(t)
+    if weights.shape != losses.shape:
+        raise ValueError(f"weight(t) must be one number for each time, got shape {weights.shape[1:]}")
+    return jnp.mean(weights * losses)

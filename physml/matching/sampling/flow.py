@@ -31,7 +31,7 @@ def sample(
     equal steps of `method`, by default Heun's (order 2, two evaluations each). **Returns** the state at t = 1.
     Batches by `jax.vmap`. **Errors** as `integrate`.
     """
-    check.function(field, "field", "of (t, x, args)")
+    check.function(field, "field", "(t, x, args)")
     grid = _grid(steps, x0)
     return _last(integrate(Dynamics(field), x0, grid, args=args, method=method or Heun(), save_every=steps).xs)
 
@@ -55,7 +55,8 @@ def sample_sde(
 
     **See** Albergo, Boffi and Vanden-Eijnden (2023), eq. 2.33.
     """
-    dynamics, grid = _sde(velocity, score, epsilon), _grid(steps, x0)
+    grid = _grid(steps, x0)
+    dynamics = _sde(velocity, score, epsilon, grid)
     return _last(integrate(dynamics, x0, grid, key=key, args=args, method=method, save_every=steps).xs)
 
 
@@ -74,7 +75,8 @@ def sample_sde_batch(
 
     `args` is shared by the batch; for a condition per sample put it into the state or vmap `sample_sde`.
     """
-    dynamics, grid = _sde(velocity, score, epsilon), _grid(steps, x0)
+    grid = _grid(steps, x0)
+    dynamics = _sde(velocity, score, epsilon, grid)
     return _last(ensemble(dynamics, x0, grid, key=key, args=args, method=method, save_every=steps).xs)
 
 
@@ -91,8 +93,10 @@ def _grid(steps: int, x0: Array) -> Array:
     return jnp.asarray(np.linspace(0.0, 1.0, steps + 1, dtype=jnp.result_type(x0)))
 
 
-def _sde(velocity: Field, score: Field, epsilon: Epsilon) -> Dynamics:
+def _sde(velocity: Field, score: Field, epsilon: Epsilon, grid: Array) -> Dynamics:
     eps = _Level(epsilon if callable(epsilon) else check.number(epsilon, "epsilon", least=0))
+    if callable(epsilon):
+        check.within(_levels(eps, grid), "epsilon(t)", least=0)
     return Dynamics(_Drift(velocity, score, eps), _Diffusion(eps))
 
 
@@ -104,6 +108,11 @@ class _Level(eqx.Module):
 
     def __call__(self, t):
         return jnp.asarray(self.epsilon(t) if callable(self.epsilon) else self.epsilon).astype(t.dtype)
+
+
+@program
+def _levels(level, grid):
+    return jax.vmap(level)(grid)
 
 
 class _Drift(eqx.Module):

@@ -167,17 +167,27 @@ def bind(energy: Callable, args: PyTree) -> Energy:
     return Bound(energy, jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, args))
 
 
+def _array(energy):
+    """The energy, as an array also where it is a constant of Python."""
+
+    def of(x):
+        value = energy(x)
+        return value if isinstance(value, jax.Array) else jnp.asarray(value, jnp.result_type(jax.tree.leaves(x)[0]))
+
+    return of
+
+
 @program
 def gradient(energy: Energy, x: PyTree, lanes: int) -> PyTree:
     """Its gradient."""
-    grad = jax.grad(energy)
+    grad = jax.grad(_array(energy))
     return grad(x) if lanes == 0 else jax.vmap(grad, in_axes=-1, out_axes=-1)(x)
 
 
 @program
 def value_and_gradient(energy: Energy, x: PyTree, lanes: int) -> tuple[Array, PyTree]:
     """Energy and gradient."""
-    both = jax.value_and_grad(energy)
+    both = jax.value_and_grad(_array(energy))
     return both(x) if lanes == 0 else jax.vmap(both, in_axes=-1, out_axes=-1)(x)
 
 
