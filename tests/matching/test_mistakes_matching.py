@@ -67,7 +67,7 @@ def test_numbers_out_of_range(name, kind):
 MISTAKES = {
     "target": (lambda: m.match(field, m.linear(), X, Y, key=KEY, target="drift"), "target must be one of"),
     "path": (lambda: m.match(field, "linear", X, Y, key=KEY), "path must be a Path"),
-    "field": (lambda: m.match(3.0, m.linear(), X, Y, key=KEY), "field must be a function of"),
+    "field": (lambda: m.match(3.0, m.linear(), X, Y, key=KEY), "field must be a function"),
     "shapes": (lambda: m.match(field, m.linear(), X, Y[:3], key=KEY), "shape"),
     "coupling": (lambda: m.match(field, m.linear(), X, Y, key=KEY, coupling="ot"), "coupling must be"),
     "args": (lambda: m.match(field, m.linear(), X, Y, key=KEY, args=jnp.ones(3)), "args must have a leading axis"),
