@@ -108,12 +108,14 @@ def _processes(rest: list[str]) -> tuple[int, list[str]]:
 def _run(name: str, rest: list[str]) -> int:
     _keep_compiled_programs()
     processes, rest = _processes(rest)
-    recipe = recipes.load_recipe(name)
+    recipes.room_of(name)
     from physml.train import launch, start_processes
 
     if processes != 1:
         return launch(["-m", "physml", "run", name, *rest], processes)
-    if start_processes() > 0:
+    rank = start_processes()  # before the recipe is loaded, which may make arrays
+    recipe = recipes.load_recipe(name)
+    if rank > 0:
         # All processes compute; the first one tells.
         with (
             open(os.devnull, "w") as nowhere,
