@@ -108,10 +108,10 @@ def _processes(rest: list[str]) -> tuple[int, list[str]]:
 def _run(name: str, rest: list[str]) -> int:
     _keep_compiled_programs()
     processes, rest = _processes(rest)
-    recipes.room_of(name)
     from physml.train import launch, start_processes
 
     if processes != 1:
+        recipes.room_of(name)
         return launch(["-m", "physml", "run", name, *rest], processes)
     rank = start_processes()  # before the recipe is loaded, which may make arrays
     recipe = recipes.load_recipe(name)
