@@ -14,6 +14,7 @@ from physml.integrate.methods import RK4, AbstractMethod, EulerMaruyama, check_e
 
 
 def as_state(leaf):
+    """A leaf of the state as an array; a `ValueError` unless it is floating point."""
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise ValueError(f"the state must be floating point; got {dtype}: write x0.astype(float), or 1.0 for 1")
@@ -49,6 +50,7 @@ def one_path(leaf):
 
 
 def check_finite(x0):
+    """Raise a `ValueError` unless all entries are finite, as far as this process knows them."""
     parts = [] if is_traced(x0) else [part for leaf in jax.tree.leaves(x0) for part in _shards(leaf)]
     if not all(np.isfinite(np.asarray(part)).all() for part in parts):
         raise ValueError("x0 has entries that are not finite")
