@@ -233,6 +233,14 @@ def check_start(values: Array, message: str = _ENERGY) -> None:
         raise ValueError(message.format("" if seen.ndim == 0 else f" for {bad} of {seen.size} chains"))
 
 
+def evaluated(energy: Energy, position: PyTree, lanes: int, scale: PyTree | None) -> Evaluated:
+    """Where a kernel that knows its energy starts, with everything checked that can be."""
+    check_energy(energy, position, lanes, scale)
+    value, grad = value_and_gradient(energy, position, lanes)
+    check_start(value)
+    return Evaluated(position, value, grad)
+
+
 def check_position(position: PyTree) -> None:
     """Raise a `ValueError` unless a position is made of real floating arrays."""
     leaves = jax.tree.leaves(position)

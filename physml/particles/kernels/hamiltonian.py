@@ -18,8 +18,7 @@ from physml.particles.kernels.base import (
     Evaluated,
     Info,
     bind,
-    check_energy,
-    check_start,
+    evaluated,
     gradient,
     metropolis,
     normals,
@@ -56,12 +55,8 @@ class Hmc(AbstractTunable):
     lanes: int = eqx.field(static=True, default=0)
 
     def init(self, position: PyTree, rng_key: Key | None = None) -> Evaluated | Counted:
-        check_energy(self.energy, position, self.lanes, self.scale)
-        value, grad = value_and_gradient(self.energy, position, self.lanes)
-        check_start(value)
-        if self.length is None:
-            return Evaluated(position, value, grad)
-        return Counted(position, value, grad, jnp.zeros(value.shape, jnp.int32))
+        start = evaluated(self.energy, position, self.lanes, self.scale)
+        return start if self.length is None else Counted(*start, jnp.zeros(start.energy.shape, jnp.int32))
 
     def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         dtype = jnp.result_type(jax.tree.leaves(position)[0])

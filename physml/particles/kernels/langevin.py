@@ -26,6 +26,7 @@ from physml.particles.kernels.base import (
     bind,
     check_energy,
     check_start,
+    evaluated,
     metropolis,
     normals,
     plus,
@@ -73,10 +74,7 @@ class Mala(AbstractTunable):
     lanes: int = eqx.field(static=True, default=0)
 
     def init(self, position: PyTree, rng_key: Key | None = None) -> Evaluated:
-        check_energy(self.energy, position, self.lanes, self.scale)
-        value, grad = value_and_gradient(self.energy, position, self.lanes)
-        check_start(value)
-        return Evaluated(position, value, grad)
+        return evaluated(self.energy, position, self.lanes, self.scale)
 
     def draw(self, key: Key, position: PyTree, lanes: ArrayLike) -> PyTree:
         return normals(key, position, lanes), uniforms(key, position, lanes)

@@ -31,9 +31,8 @@ from physml.particles.kernels.base import (
     Info,
     accepted,
     bind,
-    check_energy,
-    check_start,
     choose,
+    evaluated,
     metropolis,
     normals,
     plus,
@@ -217,9 +216,7 @@ def _size(v: PyTree, lanes: int) -> float:
 
 
 def _evaluate(kernel, position):
-    check_energy(kernel.energy, position, kernel.lanes, kernel.scale)
+    start = evaluated(kernel.energy, position, kernel.lanes, kernel.scale)
     if _size(position, kernel.lanes) < 2:
         raise ValueError("microcanonical dynamics turns a direction and needs at least two entries; use hmc")
-    value, grad = value_and_gradient(kernel.energy, position, kernel.lanes)
-    check_start(value)
-    return value, grad
+    return start.energy, start.gradient
